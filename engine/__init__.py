@@ -1,0 +1,1 @@
+"""Quire's PagedAttention engine: a library without Ray, HTTP or a GPU."""

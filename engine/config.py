@@ -1,0 +1,201 @@
+"""What an engine is told (EngineConfig) and what a checkpoint says of itself (ModelConfig).
+
+Both are frozen and checked where they are made. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.errors import ConfigError, UnsupportedModelError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["auto", "none"]
+Preemption = Literal["auto", "recompute"]
+Device = Literal["auto", "cpu", "cuda"]
+
+DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the trained context.
+
+    `kind` is "linear" (all frequencies divided by `factor`) or "llama3" (Llama 3.1's piecewise rule:
+    long wavelengths divided by `factor`, short ones kept, a smooth ramp between).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a decoder, read from a checkpoint's config.json or GGUF metadata.
+
+    Attributes:
+        architecture: the Hugging Face class name, e.g. "LlamaForCausalLM".
+        hidden_act: "silu" for the gated MLPs of the Llama family.
+        qk_norm: RMSNorm over each head of q and k before the rotary embedding (Qwen3).
+        attention_bias: biases on q, k and v (Qwen2); `attention_out_bias` on the output projection.
+        sliding_window: tokens each query may look back on, or None for all (Mistral 7B v0.1).
+        eos_token_ids: ids that end a generation unless `ignore_eos`.
+        fingerprint: hex digest of the checkpoint's content identity; seeds prefix-cache hashes.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    hidden_act: str = "silu"
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    dtype: str = "float32"
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "max_position_embeddings",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"model config: {name}={value!r} must be a positive integer")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"model config: num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"model config: head_dim={self.head_dim} must be even for rotary embeddings")
+        if self.hidden_act != "silu":
+            raise UnsupportedModelError(f"activation {self.hidden_act!r}", ["silu"])
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the decoder, embeddings included once when tied."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_layers * layer + embeddings + self.hidden_size
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of one engine. Unknown keys are refused by `from_dict`.
+
+    Attributes:
+        dtype: type of weights and activations; "auto" takes bfloat16 where the hardware multiplies it natively,
+            float32 elsewhere.
+        quantization: "none" runs dequantised weights in `dtype`; "auto" is "none" for now.
+        kv_cache_dtype: type of the KV cache; "auto" is `dtype`.
+        block_size: tokens in a KV block, a power of two from 1 to 256.
+        num_blocks: KV blocks in the pool; None sizes the pool from `gpu_memory_utilization`.
+        gpu_memory_utilization: fraction of the device's memory that weights and KV pool may fill together; on a CPU,
+            the fraction of the memory available after loading that the KV pool may fill. None is 0.9 on a GPU and
+            0.25 on a CPU.
+        max_model_len: longest sequence in tokens, prompt and output; None takes the checkpoint's.
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: token budget of one step, shared by decodes and prompt chunks.
+        num_threads: threads of the CPU kernels and of torch; None takes the cores this process may use.
+        enable_prefix_caching: reuse KV blocks of equal prefixes.
+        preemption: what happens to the newest group when blocks run out: "recompute", or "auto" for the cheapest.
+        kernels: "auto", or the name of a kernel backend ("reference", "cpu", "cuda") for tests and comparisons.
+        seed: base seed of requests that bring none.
+    """
+
+    dtype: DType = "auto"
+    quantization: Quantization = "auto"
+    kv_cache_dtype: DType = "auto"
+    device: Device = "auto"
+    block_size: int = 16
+    num_blocks: int | None = None
+    gpu_memory_utilization: float | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    num_threads: int | None = None
+    enable_prefix_caching: bool = True
+    preemption: Preemption = "auto"
+    kernels: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("dtype", self.dtype, DTYPES)
+        _one_of("kv_cache_dtype", self.kv_cache_dtype, DTYPES)
+        _one_of("quantization", self.quantization, ("auto", "none"))
+        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("preemption", self.preemption, ("auto", "recompute"))
+        _one_of("kernels", self.kernels, ("auto", "reference", "cpu", "cuda"))
+        _integer("block_size", self.block_size, 1, 256)
+        if self.block_size & (self.block_size - 1):
+            raise ConfigError(f"block_size={self.block_size} must be a power of two from 1 to 256")
+        _integer("num_blocks", self.num_blocks, 1, 1 << 30, optional=True)
+        _integer("max_model_len", self.max_model_len, 1, 1 << 30, optional=True)
+        _integer("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
+        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 24)
+        _integer("num_threads", self.num_threads, 1, 1024, optional=True)
+        _integer("seed", self.seed, 0, (1 << 64) - 1)
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise ConfigError(f"enable_prefix_caching={self.enable_prefix_caching!r} must be true or false")
+        fraction = self.gpu_memory_utilization
+        if fraction is not None and not (isinstance(fraction, (int, float)) and 0.0 < fraction <= 1.0):
+            raise ConfigError(f"gpu_memory_utilization={fraction!r} must be above 0 and at most 1")
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> EngineConfig:
+        """Build from plain options; an unknown key is a ConfigError that lists the known ones."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ConfigError(f"unknown engine option {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        return cls(**options)
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """The KV pool as it was built: measured values that EngineConfig leaves open."""
+
+    block_size: int
+    num_blocks: int
+    enable_prefix_caching: bool
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens` tokens."""
+        return -(-num_tokens // self.block_size)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} must be one of {', '.join(allowed)}")
+
+
+def _integer(name: str, value: object, low: int, high: int, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ConfigError(f"{name}={value!r} must be an integer from {low} to {high}")
