@@ -1,0 +1,1 @@
+"""The HTTP deployment: OpenAI routes over model clients."""
