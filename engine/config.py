@@ -23,15 +23,17 @@ DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 class RopeScaling:
     """How rotary frequencies are stretched beyond the trained context.
 
-    `kind` is "linear" (all frequencies divided by `factor`) or "llama3" (Llama 3.1's piecewise rule:
-    long wavelengths divided by `factor`, short ones kept, a smooth ramp between).
+    `kind` is "linear" (all frequencies divided by `factor`), "llama3" (Llama 3.1's piecewise rule: long wavelengths
+    divided by `factor`, short ones kept, a smooth ramp between) or "per_frequency" (the i-th frequency divided by
+    `factors[i]`, head_dim / 2 of them: how GGUF files spell Llama 3.1's rule).
     """
 
-    kind: Literal["linear", "llama3"]
-    factor: float
+    kind: Literal["linear", "llama3", "per_frequency"]
+    factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
