@@ -1,0 +1,1 @@
+"""Carries out what the scheduler decided: workers, model runners and the KV pool's memory."""

@@ -1,0 +1,256 @@
+"""AsyncLLMEngine: an LLMEngine on a thread of its own, for callers on any thread or event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.decoding.output_builder import RequestOutputBuilder
+from engine.engine import LLMEngine
+from engine.errors import ConfigError, EngineDeadError
+from engine.execution.worker import Progress
+from engine.outputs import EngineStats, RequestOutput, SequenceOutput
+from engine.request import EngineRequest
+from engine.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+OnStep = Callable[[list[SequenceOutput]], None]
+
+# A step that takes longer than this while work is waiting means that the device hangs.
+HANG_S = 300.0
+
+
+class AsyncLLMEngine:
+    """Adds, aborts and streams from any thread; steps on its own.
+
+    Commands wait in a queue that the engine thread empties between two steps, so an abort frees its blocks within one
+    step. Each step's outputs leave through `on_step` in one call, on the engine thread.
+    """
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self._engine = engine
+        self._on_step: OnStep | None = None
+        self._streams: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[SequenceOutput]]] = {}
+        self._commands: deque[EngineRequest | _Abort] = deque()
+        self._wake = threading.Condition()
+        self._stopping = False
+        self._error: BaseException | None = None
+        self._stats = engine.stats()
+        self._step_began: float | None = None
+        self._thread: threading.Thread | None = None
+        self._request_ids = itertools.count()
+
+    @classmethod
+    def from_options(
+        cls, model: str, config: EngineConfig | None = None, progress: Progress | None = None
+    ) -> AsyncLLMEngine:
+        """As LLMEngine.from_options. Call `start()` next."""
+        return cls(LLMEngine.from_options(model, config, progress))
+
+    @property
+    def model_config(self) -> ModelConfig:
+        return self._engine.model_config
+
+    @property
+    def config(self) -> EngineConfig:
+        return self._engine.config
+
+    @property
+    def cache_config(self) -> CacheConfig:
+        return self._engine.cache_config
+
+    @property
+    def max_model_len(self) -> int:
+        return self._engine.max_model_len
+
+    @property
+    def model_id(self) -> str:
+        return self._engine.model_id
+
+    def warm_up(self) -> None:
+        """Run one real request to its end, so that first-use costs are paid before the first user comes."""
+        assert self._thread is None, "warm_up() comes before start()"
+        prompt = [0] * min(32, self.max_model_len - 2) or [0]
+        params = SamplingParams(max_tokens=min(2, self.max_model_len - len(prompt)), ignore_eos=True, temperature=0.0)
+        self._engine.add_request(EngineRequest("warm-up", prompt, params))
+        while self._engine.has_unfinished_requests:
+            self._engine.step()
+        self._engine.reset_prefix_cache()
+        self._stats = self._engine.stats()
+
+    def start(self, on_step: OnStep | None = None) -> None:
+        """Start the engine thread. `on_step` gets every step's outputs, on that thread, and must return at once."""
+        assert self._thread is None, "start() is called once"
+        self._on_step = on_step
+        self._thread = threading.Thread(target=self._run, name="quire-engine", daemon=True)
+        self._thread.start()
+
+    def shutdown(self, timeout_s: float = 10.0) -> None:
+        """Abort what is left and end the thread. Idempotent."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Check a request and queue it for the next step.
+
+        Raises:
+            RequestError: it could never be served.
+            EngineDeadError: the engine has failed or was shut down.
+        """
+        self._engine.validate(request)
+        self._submit(request)
+
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one of its sequences, after the step that runs. Unknown ids are no error."""
+        try:
+            self._submit(_Abort(request_id, index))
+        except EngineDeadError:
+            pass  # nothing runs any more, which is what was asked for
+
+    async def generate(
+        self, prompt: str | Sequence[int], sampling_params: SamplingParams, request_id: str | None = None
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Stream one request's growing output; closing the generator early aborts it.
+
+        Yields:
+            The same RequestOutput, grown by at least one token each time; the last one is `finished`.
+        """
+        request = self._make_request(prompt, sampling_params, request_id)
+        builder = RequestOutputBuilder(
+            request,
+            self.model_config.eos_token_ids,
+            self._engine.tokenizer,
+            prompt if isinstance(prompt, str) else None,
+        )
+        queue: asyncio.Queue[SequenceOutput] = asyncio.Queue()
+        self._streams[request.request_id] = (asyncio.get_running_loop(), queue)
+        try:
+            self.add_request(request)
+            while not builder.output.finished:
+                outputs = [await queue.get()]
+                while not queue.empty():
+                    outputs.append(queue.get_nowait())
+                for output in outputs:
+                    if output.finish_reason == "error":
+                        raise EngineDeadError("the engine failed while this request ran")
+                    if builder.add(output):
+                        self.abort(request.request_id, output.index)
+                yield builder.output
+        finally:
+            del self._streams[request.request_id]
+            self.abort(request.request_id)
+
+    def stats(self) -> EngineStats:
+        """Load as of the last step. Any thread may call it."""
+        return self._stats
+
+    def check_health(self) -> None:
+        """Raise EngineDeadError if the engine thread has ended or hangs in a step."""
+        if self._error is not None:
+            raise EngineDeadError(f"the engine failed: {self._error!r}")
+        if self._thread is None or not self._thread.is_alive():
+            raise EngineDeadError("the engine is not running")
+        began = self._step_began
+        if began is not None and time.monotonic() - began > HANG_S:
+            raise EngineDeadError(f"the engine's step has taken more than {HANG_S:.0f} s")
+
+    def _make_request(
+        self, prompt: str | Sequence[int], sampling_params: SamplingParams, request_id: str | None
+    ) -> EngineRequest:
+        if isinstance(prompt, str):
+            if self._engine.tokenizer is None:
+                raise ConfigError(f"model {self.model_id} has no tokenizer; pass token ids")
+            prompt = self._engine.tokenizer.encode(prompt)
+        return EngineRequest(request_id or f"request-{next(self._request_ids)}", prompt, sampling_params)
+
+    def _submit(self, command: EngineRequest | _Abort) -> None:
+        with self._wake:
+            if self._error is not None or self._stopping or self._thread is None:
+                raise EngineDeadError("the engine is not running")
+            self._commands.append(command)
+            self._wake.notify()
+
+    # On the engine thread
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                outputs = self._apply_commands()
+                self._step_began = time.monotonic()
+                outputs += self._engine.step()
+                self._step_began = None
+                self._publish(outputs)
+        except BaseException as error:
+            logger.exception("the engine failed")
+            self._error = error
+        with self._wake:
+            self._stopping = True
+            abandoned = self._abandon()
+        self._publish(abandoned)
+
+    def _wait_for_work(self) -> bool:
+        """False once the engine is to stop."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._commands or self._stopping or self._engine.has_unfinished_requests)
+            return not self._stopping
+
+    def _apply_commands(self) -> list[SequenceOutput]:
+        outputs: list[SequenceOutput] = []
+        while self._commands:
+            command = self._commands.popleft()
+            if isinstance(command, _Abort):
+                outputs += self._engine.abort(command.request_id, command.index)
+            else:
+                outputs += self._add(command)
+        return outputs
+
+    def _add(self, request: EngineRequest) -> list[SequenceOutput]:
+        try:
+            self._engine.add_request(request)
+        except Exception:
+            # Checked when it was submitted, so only a repeated id comes here; the one that runs must not suffer.
+            logger.exception("request %s was not taken", request.request_id)
+        return []
+
+    def _abandon(self) -> list[SequenceOutput]:
+        reason = "abort" if self._error is None else "error"
+        outputs = self._engine.abort_all(reason)
+        for command in self._commands:
+            if isinstance(command, EngineRequest):
+                outputs += [
+                    SequenceOutput(command.request_id, index, [], finish_reason=reason)
+                    for index in range(command.sampling_params.n)
+                ]
+                outputs[-1].request_finished = True
+        self._commands.clear()
+        return outputs
+
+    def _publish(self, outputs: list[SequenceOutput]) -> None:
+        self._stats = self._engine.stats()
+        if not outputs:
+            return
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:
+                loop, queue = stream
+                loop.call_soon_threadsafe(queue.put_nowait, output)
+        if self._on_step is not None:
+            self._on_step(outputs)
+
+
+class _Abort:
+    __slots__ = ("index", "request_id")
+
+    def __init__(self, request_id: str, index: int | None) -> None:
+        self.request_id = request_id
+        self.index = index

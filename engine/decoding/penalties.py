@@ -1,0 +1,39 @@
+"""What a request changes in the logits before a token is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.scheduling import SampleRequest
+
+
+def apply_biases_and_penalties(
+    logits: npt.NDArray[np.float32], request: SampleRequest, eos_token_ids: SequenceOf[int]
+) -> npt.NDArray[np.float32]:
+    """Logit bias, repetition, frequency and presence penalties, and no stop token before `min_tokens`.
+
+    Args:
+        logits: float32 `[vocab_size]`; returned as it is if nothing applies, else copied.
+    """
+    params = request.sampling_params
+    num_output = request.position - request.num_prompt_tokens
+    too_short = num_output < params.min_tokens
+    if not (params.logit_bias or params.has_penalties or too_short):
+        return logits
+    shaped = logits.copy()
+    if params.repetition_penalty != 1.0:
+        seen = np.unique(request.token_ids)
+        values = shaped[seen]
+        shaped[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
+        drawn, counts = np.unique(request.token_ids[request.num_prompt_tokens :], return_counts=True)
+        shaped[drawn] -= (params.frequency_penalty * counts + params.presence_penalty).astype(np.float32)
+    for token_id, bias in params.logit_bias.items():
+        shaped[token_id] += bias
+    if too_short:
+        banned = [*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)]
+        shaped[banned] = -np.inf
+    return shaped

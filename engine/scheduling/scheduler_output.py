@@ -1,0 +1,79 @@
+"""One step's work as plain data: all that workers need, so that they keep no allocation state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.int32_buffer import Int32Array
+from engine.memory import BlockCopy
+from engine.sampling_params import SamplingParams
+
+
+class SampleRequest(NamedTuple):
+    """One token to draw from the logits of a scheduled sequence's last row.
+
+    Attributes:
+        seq_id: the sequence that the token goes to; differs from the row's own while a group's trunk is not forked.
+        seed, sample_index, position: the key of the counter-based generator; `position` is the drawn token's.
+        token_ids: int32 `[position]`, prompt and output so far, for penalties and `min_tokens`.
+    """
+
+    seq_id: int
+    sampling_params: SamplingParams
+    seed: int
+    sample_index: int
+    position: int
+    num_prompt_tokens: int
+    token_ids: Int32Array
+
+
+class ScheduledSequence(NamedTuple):
+    """A run of one sequence's tokens to compute.
+
+    Attributes:
+        token_ids: int32 `[num_new]`, the tokens at positions `start` to `start + num_new - 1`.
+        block_table: int32; covers the positions up to `start + num_new - 1`.
+        samples: draws from the last row's logits; empty for a chunk that does not end its sequence.
+    """
+
+    seq_id: int
+    start: int
+    token_ids: Int32Array
+    block_table: Int32Array
+    samples: tuple[SampleRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """What one step computes, in the order in which workers do it: copies first, then all rows in one batch.
+
+    Attributes:
+        scheduled: sequences with at least one token each; their tokens are within the step's budget.
+        blocks_to_copy: copies-on-write, done in order before anything is written.
+        preempted: requests put back to wait in this step.
+    """
+
+    scheduled: tuple[ScheduledSequence, ...]
+    blocks_to_copy: tuple[BlockCopy, ...] = ()
+    preempted: tuple[str, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(item.token_ids) for item in self.scheduled)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.scheduled
+
+
+class SampledToken(NamedTuple):
+    """A drawn token. `logprob` and `top` are under the model's own distribution (before bias, penalties, temperature).
+
+    `logprob` is NaN and `top` empty unless the request asked for log-probabilities.
+    """
+
+    seq_id: int
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]

@@ -1,0 +1,188 @@
+"""Sequences and sequence groups: what a request is while the engine works on it."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+
+from engine.int32_buffer import Int32Array, Int32Buffer
+from engine.outputs import FinishReason
+from engine.sampling_params import SamplingParams
+
+
+class SequenceStatus(enum.Enum):
+    WAITING = enum.auto()  # no blocks; not yet admitted, or preempted for recomputation
+    RUNNING = enum.auto()  # holds blocks, or will when its group forks
+    FINISHED = enum.auto()  # has a finish_reason; holds nothing
+
+
+_seq_ids = itertools.count()
+
+
+class Sequence:
+    """One run of tokens: the prompt, then what was drawn.
+
+    There is no prefill or decode phase: each step `num_computed_tokens` chases `num_tokens`, and when it catches up,
+    the next token is drawn.
+
+    Attributes:
+        seq_id: unique in the process.
+        index: within its group, from 0; the sample index of the counter-based generator.
+        num_prompt_tokens: where the output starts; survives preemption.
+        num_computed_tokens: leading tokens whose K and V are in the cache.
+        block_hashes: chained hashes of leading full blocks, as far as they were needed.
+        cumulative_logprob: of the output tokens, under the model's own distribution.
+    """
+
+    __slots__ = (
+        "_tokens",
+        "block_hashes",
+        "cumulative_logprob",
+        "finish_reason",
+        "index",
+        "num_computed_tokens",
+        "num_prompt_tokens",
+        "seq_id",
+        "status",
+        "stop_token_id",
+    )
+
+    def __init__(self, prompt_token_ids: SequenceOf[int] | Int32Array, index: int = 0) -> None:
+        self.seq_id = next(_seq_ids)
+        self.index = index
+        self._tokens = Int32Buffer(prompt_token_ids, capacity=64)
+        self.num_prompt_tokens = len(self._tokens)
+        self.num_computed_tokens = 0
+        self.block_hashes: list[bytes] = []
+        self.cumulative_logprob = 0.0
+        self.status = SequenceStatus.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.stop_token_id: int | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self._tokens) - self.num_prompt_tokens
+
+    @property
+    def token_ids(self) -> Int32Array:
+        """int32 `[num_tokens]`; a view, valid until the next append."""
+        return self._tokens.view
+
+    @property
+    def output_token_ids(self) -> Int32Array:
+        return self._tokens.view[self.num_prompt_tokens :]
+
+    @property
+    def is_finished(self) -> bool:
+        return self.status is SequenceStatus.FINISHED
+
+    def append_token(self, token_id: int, logprob: float) -> None:
+        self._tokens.append(token_id)
+        self.cumulative_logprob += logprob
+
+    def finish(self, reason: FinishReason, stop_token_id: int | None = None) -> None:
+        self.status = SequenceStatus.FINISHED
+        self.finish_reason = reason
+        self.stop_token_id = stop_token_id
+
+
+class SequenceGroup:
+    """The sequences of one request, scheduled and preempted together (§4.5).
+
+    Until `is_forked`, only the first live sequence, the trunk, holds blocks: it computes the tokens that all share,
+    up to `fork_point`; then the others fork its block table (§4.4). A new group's trunk is the prompt. A preempted
+    group's is the longest common prefix of its sequences, so recomputation rebuilds the tree, sharing included.
+
+    Attributes:
+        seed: of this request's draws.
+        root_hash: the start of its block-hash chain.
+        num_cached_tokens: prompt tokens found in the prefix cache at first admission; -1 before it.
+    """
+
+    __slots__ = (
+        "arrival_time",
+        "fork_point",
+        "is_forked",
+        "num_cached_tokens",
+        "num_preemptions",
+        "request_id",
+        "root_hash",
+        "sampling_params",
+        "seed",
+        "seqs",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        seqs: list[Sequence],
+        sampling_params: SamplingParams,
+        seed: int,
+        root_hash: bytes,
+        arrival_time: float,
+    ) -> None:
+        assert seqs
+        self.request_id = request_id
+        self.seqs = seqs
+        self.sampling_params = sampling_params
+        self.seed = seed
+        self.root_hash = root_hash
+        self.arrival_time = arrival_time
+        self.num_cached_tokens = -1
+        self.num_preemptions = 0
+        self.is_forked = False
+        self.fork_point = 0
+        self.reset_trunk()
+
+    @property
+    def live_seqs(self) -> list[Sequence]:
+        return [seq for seq in self.seqs if not seq.is_finished]
+
+    @property
+    def is_finished(self) -> bool:
+        return all(seq.is_finished for seq in self.seqs)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens still to compute before every live sequence can draw its next one."""
+        if self.is_forked:
+            return sum(seq.num_tokens - seq.num_computed_tokens for seq in self.live_seqs)
+        live = self.live_seqs
+        tails = sum(seq.num_tokens - self.fork_point for seq in live)
+        return self.fork_point - live[0].num_computed_tokens + tails
+
+    def reset_trunk(self) -> None:
+        """Forget all computed tokens and find the trunk anew: at the start, and after preemption."""
+        live = self.live_seqs
+        for seq in live:
+            seq.num_computed_tokens = 0
+        self.fork_point = _common_prefix_length([seq.token_ids for seq in live])
+        self.is_forked = False
+
+    def seqs_to_compute(self) -> list[Sequence]:
+        """Live sequences that hold blocks now: the trunk alone, or all of them once forked."""
+        live = self.live_seqs
+        return live if self.is_forked else live[:1]
+
+    def compute_target(self, seq: Sequence) -> int:
+        """How far `seq` may be computed for now."""
+        return seq.num_tokens if self.is_forked else self.fork_point
+
+
+def _common_prefix_length(sequences: list[Int32Array]) -> int:
+    if not sequences:
+        return 0
+    first = sequences[0]
+    length = min(len(tokens) for tokens in sequences)
+    for tokens in sequences[1:]:
+        differing = np.flatnonzero(first[:length] != tokens[:length])
+        if differing.size:
+            length = int(differing[0])
+    return length

@@ -1,0 +1,101 @@
+"""What an engine refuses at once: requests that it could never serve, however long they waited."""
+
+from __future__ import annotations
+
+from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.errors import ConfigError, PromptTooLongError, RequestError
+from engine.request import EngineRequest
+
+
+def resolve_max_model_len(config: EngineConfig, model: ModelConfig, num_blocks: int) -> int:
+    """The longest sequence: as configured, or the checkpoint's cut to what the pool holds.
+
+    Raises:
+        ConfigError: what is configured exceeds the checkpoint's positions or the pool.
+    """
+    pool_tokens = num_blocks * config.block_size
+    if config.max_model_len is None:
+        return min(model.max_position_embeddings, pool_tokens)
+    if config.max_model_len > model.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len} exceeds the checkpoint's {model.max_position_embeddings} positions"
+        )
+    if config.max_model_len > pool_tokens:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len} does not fit the KV pool of {num_blocks} blocks x "
+            f"{config.block_size} tokens = {pool_tokens} tokens; lower it, or raise num_blocks or gpu_memory_utilization"
+        )
+    return config.max_model_len
+
+
+class RequestValidator:
+    """Checks requests against the model and the pool. Stateless, so any thread may call it."""
+
+    def __init__(self, model: ModelConfig, config: EngineConfig, cache: CacheConfig, max_model_len: int) -> None:
+        self._vocab_size = model.vocab_size
+        self._config = config
+        self._cache = cache
+        self._max_model_len = max_model_len
+
+    def check(self, request: EngineRequest) -> None:
+        """Raise RequestError if the request can never be served."""
+        self._check_tokens(request)
+        self._check_lengths(request)
+        self._check_group(request)
+
+    def _check_tokens(self, request: EngineRequest) -> None:
+        params = request.sampling_params
+        named = (
+            ("prompt", request.prompt_token_ids),
+            ("stop_token_ids", params.stop_token_ids),
+            ("logit_bias", params.logit_bias),
+            ("resumed", [token for item in request.resumed for token in item.token_ids]),
+        )
+        for param, token_ids in named:
+            if len(token_ids) and not 0 <= min(token_ids) <= max(token_ids) < self._vocab_size:
+                bad = next(token for token in token_ids if not 0 <= token < self._vocab_size)
+                raise RequestError(
+                    f"{param} holds token id {bad}, outside the vocabulary of {self._vocab_size}",
+                    param=param,
+                    code="invalid_token_id",
+                )
+
+    def _check_lengths(self, request: EngineRequest) -> None:
+        num_prompt = len(request.prompt_token_ids)
+        if num_prompt >= self._max_model_len:
+            raise PromptTooLongError(
+                f"the prompt has {num_prompt} tokens; this model holds {self._max_model_len}, output included",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        max_tokens = request.sampling_params.max_tokens
+        if max_tokens is not None and num_prompt + max_tokens > self._max_model_len:
+            raise PromptTooLongError(
+                f"the prompt's {num_prompt} tokens and max_tokens={max_tokens} exceed the {self._max_model_len} "
+                "tokens that this model holds",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        for item in request.resumed:
+            if num_prompt + len(item.token_ids) > self._max_model_len:
+                raise PromptTooLongError("resumed sequences exceed max_model_len", param="resumed")
+
+    def _check_group(self, request: EngineRequest) -> None:
+        params = request.sampling_params
+        if params.n > self._config.max_num_seqs:
+            raise RequestError(
+                f"n={params.n} exceeds the {self._config.max_num_seqs} sequences that this model runs at once",
+                param="n",
+                code="invalid_value",
+            )
+        num_prompt = len(request.prompt_token_ids)
+        longest = self._max_model_len if params.max_tokens is None else num_prompt + params.max_tokens
+        shared = num_prompt // self._cache.block_size
+        worst = shared + params.n * (self._cache.blocks_for(longest) - shared)
+        if worst > self._cache.num_blocks:
+            raise RequestError(
+                f"n={params.n} sequences of up to {longest} tokens need {worst} KV blocks beside the shared prompt; "
+                f"the pool has {self._cache.num_blocks}",
+                param="n",
+                code="invalid_value",
+            )
