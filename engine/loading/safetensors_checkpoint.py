@@ -1,0 +1,145 @@
+"""A Hugging Face folder: config.json, safetensors (sharded or not) and tokenizer files."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from engine.config import ModelConfig
+from engine.errors import ModelLoadError, UnsupportedModelError
+from engine.loading.checkpoint import Checkpoint
+from engine.loading.fingerprint import Span, content_fingerprint
+from engine.loading.hf_config import read_hf_config, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.tokenization import Tokenizer
+
+_BYTES_PER_ELEMENT = {"F32": 4, "BF16": 2, "F16": 2}
+_MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+
+
+class SafetensorsCheckpoint(Checkpoint):
+    """A folder as `save_pretrained` writes it. Pickled weights are never read."""
+
+    def __init__(self, source: str, folder: Path) -> None:
+        super().__init__(source, name=folder.resolve().name)
+        self.folder = folder
+
+    def model_config(self) -> ModelConfig:
+        return read_hf_config(self.folder / "config.json", self.fingerprint)
+
+    def tokenizer(self) -> Tokenizer | None:
+        from engine.tokenization import tokenizer_from_hf_folder
+
+        return tokenizer_from_hf_folder(self.folder)
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        from safetensors import SafetensorError, safe_open
+
+        for file in self._files:
+            try:
+                with safe_open(file.path, framework="pt") as tensors:
+                    for span in file.spans:
+                        yield span.name, tensors.get_tensor(span.name)
+            except (SafetensorError, OSError) as error:
+                raise ModelLoadError(f"{file.path}: {error}") from error
+
+    @property
+    def num_weight_bytes(self) -> int:
+        return sum(span.num_bytes for file in self._files for span in file.spans)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        headers = [json.dumps(read_json(self.folder / "config.json"), sort_keys=True).encode()]
+        headers += [file.header for file in self._files]
+        return content_fingerprint(headers, [(file.path, file.spans) for file in self._files])
+
+    @cached_property
+    def _files(self) -> list[SafetensorsFile]:
+        index = self.folder / "model.safetensors.index.json"
+        if not index.is_file():
+            return [read_header(self._single_file())]
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelLoadError(f"{index}: weight_map is missing or empty")
+        files = []
+        for name in sorted(set(weight_map.values())):
+            if not isinstance(name, str) or Path(name).name != name:
+                raise ModelLoadError(f"{index}: {name!r} is not a file name")
+            files.append(read_header(self.folder / name))
+        found = {span.name: file.path.name for file in files for span in file.spans}
+        for tensor, name in weight_map.items():
+            if found.get(tensor) != name:
+                raise ModelLoadError(f"{self.folder / name}: tensor {tensor} is missing, {index.name} expects it here")
+        return files
+
+    def _single_file(self) -> Path:
+        path = self.folder / "model.safetensors"
+        if path.is_file():
+            return path
+        others = sorted(self.folder.glob("*.safetensors"))
+        if len(others) == 1:
+            return others[0]
+        if others:
+            raise ModelLoadError(
+                f"{self.folder}: {len(others)} .safetensors files without model.safetensors.index.json to order them"
+            )
+        pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in self.folder.glob(pattern))
+        if pickled:
+            raise ModelLoadError(
+                f"{self.folder}: only pickled weights ({', '.join(pickled[:3])}), which can run code when they are "
+                f"loaded; convert them to safetensors"
+            )
+        raise ModelLoadError(f"{self.folder}: no .safetensors file")
+
+
+class SafetensorsFile(NamedTuple):
+    """One file's layout: its raw JSON header and where each tensor's bytes lie."""
+
+    path: Path
+    header: bytes
+    spans: list[Span]
+
+
+def read_header(path: Path) -> SafetensorsFile:
+    """Read and check the header of one safetensors file. Raises ModelLoadError or UnsupportedModelError."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            num_header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+            if num_header_bytes > min(size - 8, _MAX_HEADER_BYTES):
+                raise ModelLoadError(f"{path}: truncated or not a safetensors file ({size} bytes)")
+            header = file.read(num_header_bytes)
+    except FileNotFoundError:
+        raise ModelLoadError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path}: {error}") from error
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        spans = [_span(path, name, entry, 8 + num_header_bytes) for name, entry in entries.items()]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"{path}: malformed safetensors header: {error}") from error
+    end = max((span.start + span.num_bytes for span in spans), default=0)
+    if end > size:
+        raise ModelLoadError(f"{path}: truncated: its tensors end at byte {end}, the file at {size}")
+    return SafetensorsFile(path, header, spans)
+
+
+def _span(path: Path, name: str, entry: dict[str, Any], data_start: int) -> Span:
+    if entry["dtype"] not in _BYTES_PER_ELEMENT:
+        raise UnsupportedModelError(f"{path}: type {entry['dtype']} of tensor {name}", _BYTES_PER_ELEMENT)
+    start, end = entry["data_offsets"]
+    num_elements = 1
+    for extent in entry["shape"]:
+        num_elements *= extent
+    if end - start != num_elements * _BYTES_PER_ELEMENT[entry["dtype"]]:
+        raise ModelLoadError(f"{path}: tensor {name} of shape {entry['shape']} cannot fill {end - start} bytes")
+    return Span(name, data_start + start, end - start)

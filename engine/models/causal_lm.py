@@ -1,0 +1,36 @@
+"""What every model offers to the ModelRunner and to the loader."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from engine.config import ModelConfig
+from engine.kernels.backend import AttentionMetadata
+from engine.layers import WeightTarget
+
+
+class CausalLM(Protocol):
+    """A decoder over the paged KV cache."""
+
+    config: ModelConfig
+    unused_weights: frozenset[str]
+    """Checkpoint tensors that this configuration has no use for, such as the head of a tied model."""
+
+    def forward(self, input_ids: torch.Tensor, kv_pool: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
+        """Hidden states after the final norm, `[T, hidden_size]`; K and V of the T tokens go to the pool.
+
+        Args:
+            input_ids: int64 `[T]`, the batch's tokens, sequence after sequence.
+            kv_pool: `[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]`.
+        """
+        ...
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 `[R, vocab_size]` for the R rows of `hidden` that want them."""
+        ...
+
+    def weight_targets(self) -> dict[str, WeightTarget]:
+        """Where each checkpoint tensor goes, by its Hugging Face name."""
+        ...
