@@ -1,0 +1,42 @@
+"""API keys: who may use the model endpoints."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+from starlette.requests import Request
+
+from app.ingress.errors import AuthenticationError
+
+
+class ApiKeys:
+    """The keys that are accepted; without any, everyone is. They can change while it serves."""
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._digests: tuple[bytes, ...] = ()
+        self.replace(keys)
+
+    def replace(self, keys: Iterable[str]) -> None:
+        """Accept these keys from now on, and no others. Only their digests are kept."""
+        self._digests = tuple(_digest(key) for key in keys)
+
+    def check(self, request: Request) -> None:
+        """AuthenticationError unless the request brings an accepted key as its bearer token."""
+        if not self._digests:
+            return
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key:
+            raise AuthenticationError(
+                "no API key given; send it as 'Authorization: Bearer KEY'", code="missing_api_key"
+            )
+        given = _digest(key.strip())
+        # All keys are compared, each in constant time: the time taken tells nothing about them.
+        matches = [hmac.compare_digest(given, accepted) for accepted in self._digests]
+        if not any(matches):
+            raise AuthenticationError("the API key is not known", code="invalid_api_key")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

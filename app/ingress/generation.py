@@ -1,0 +1,188 @@
+"""A request's generation, without HTTP: engine requests in, pieces of text with their tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from app.ingress.merge import merge
+from app.ingress.models import ServedModel
+from engine.decoding.stop_checker import StopChecker
+from engine.errors import EngineDeadError
+from engine.outputs import SequenceOutput, TokenLogprobs
+from engine.request import EngineRequest
+from engine.sampling_params import SamplingParams
+from engine.tokenization import IncrementalDetokenizer, Tokenizer
+
+
+class ReportedToken(NamedTuple):
+    """A token and its log-probabilities; `text_offset` is where its text begins in the completion, in characters."""
+
+    token_id: int
+    logprobs: TokenLogprobs
+    text_offset: int
+
+
+@dataclass(slots=True)
+class ChoiceDelta:
+    """What came to one choice since its last delta. All its deltas' texts joined are its text.
+
+    Attributes:
+        index: of the choice within the HTTP request.
+        token_ids: tokens behind this and not yet reported, those of held-back text included.
+        logprobs: tokens whose text has begun to be sent; empty unless asked for.
+        stop_reason: the stop string, or the stop token id other than end-of-sequence, that ended it.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[ReportedToken] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+class ChoiceText:
+    """Turns one sequence's tokens into text, holding back what is no whole character or may become a stop string."""
+
+    def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._index = index
+        self._params = params
+        self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
+        self._stop_checker = StopChecker(params.stop, params.include_stop_str_in_output)
+        self._delta = ChoiceDelta(index)
+        self._held_logprobs: list[ReportedToken] = []
+        self._detokenized_length = 0
+        self._sent_length = 0
+        self.num_tokens = 0
+        self.finished = False
+
+    def push(self, output: SequenceOutput) -> None:
+        """Take a step's tokens. Those after a stop string do not count: they are no part of the completion."""
+        if self.finished:
+            return
+        for position, token_id in enumerate(output.token_ids):
+            self.num_tokens += 1
+            self._delta.token_ids.append(token_id)
+            is_stop_token = output.stop_token_id is not None and position == len(output.token_ids) - 1
+            if is_stop_token and not self._params.include_stop_str_in_output:
+                break
+            if output.logprobs is not None:
+                self._held_logprobs.append(
+                    ReportedToken(token_id, output.logprobs[position], self._detokenized_length)
+                )
+            self._append_text(self._detokenizer.append([token_id]))
+            if self._stop_checker.matched is not None:
+                self._finish("stop", self._stop_checker.matched)
+                return
+        if output.finish_reason is not None:
+            self._finish_by_engine(output)
+
+    def take(self) -> ChoiceDelta | None:
+        """What came since the last call, or None if there is nothing to tell yet."""
+        delta = self._delta
+        if not (delta.text or delta.finish_reason):
+            return None
+        sent = 0
+        while sent < len(self._held_logprobs) and (
+            self._held_logprobs[sent].text_offset < self._sent_length
+            or (self.finished and self._stop_checker.matched is None)
+        ):
+            sent += 1
+        delta.logprobs, self._held_logprobs = self._held_logprobs[:sent], self._held_logprobs[sent:]
+        self._delta = ChoiceDelta(self._index)
+        return delta
+
+    def _append_text(self, text: str) -> None:
+        self._detokenized_length += len(text)
+        self._send(self._stop_checker.append(text, may_stop=self.num_tokens >= self._params.min_tokens))
+
+    def _send(self, text: str) -> None:
+        self._delta.text += text
+        self._sent_length += len(text)
+
+    def _finish_by_engine(self, output: SequenceOutput) -> None:
+        if output.finish_reason in ("abort", "error"):
+            raise EngineDeadError(f"the engine ended the request early ({output.finish_reason})")
+        self._append_text(self._detokenizer.flush())
+        if self._stop_checker.matched is not None:
+            self._finish("stop", self._stop_checker.matched)
+            return
+        self._send(self._stop_checker.flush())
+        listed = output.stop_token_id in self._params.stop_token_ids
+        self._finish(str(output.finish_reason), output.stop_token_id if listed else None)
+
+    def _finish(self, reason: str, stop_reason: int | str | None) -> None:
+        self.finished = True
+        self._delta.finish_reason = reason
+        self._delta.stop_reason = stop_reason
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of one HTTP request so far."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        """As OpenAI's `usage`."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+
+class Generation:
+    """The engine requests of one HTTP request, one for each prompt; choice `prompt * n + i` is sequence i of a prompt.
+
+    `usage` grows as deltas are read.
+    """
+
+    def __init__(self, model: ServedModel, requests: Sequence[EngineRequest]) -> None:
+        self.model = model
+        self.requests = requests
+        self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
+
+    @property
+    def num_choices(self) -> int:
+        return sum(request.sampling_params.n for request in self.requests)
+
+    async def deltas(self) -> AsyncGenerator[list[ChoiceDelta], None]:
+        """Yield what comes to the choices, until each has its finish reason.
+
+        Closing the generator aborts what is unfinished. Raises what ModelClient.generate raises.
+        """
+        first_choices = range(0, self.num_choices, max(1, self.num_choices // len(self.requests)))
+        streams = [
+            self._deltas_of(request, first) for request, first in zip(self.requests, first_choices, strict=True)
+        ]
+        async with aclosing(streams[0] if len(streams) == 1 else merge(streams)) as merged:
+            async for deltas in merged:
+                yield deltas
+
+    async def _deltas_of(self, request: EngineRequest, first_choice: int) -> AsyncGenerator[list[ChoiceDelta], None]:
+        params = request.sampling_params
+        texts = [ChoiceText(first_choice + index, self.model.tokenizer, params) for index in range(params.n)]
+        cached = 0
+        # Closed at once when the last choice hits a stop string: the engine need not run to its token limit.
+        async with aclosing(self.model.client.generate(request)) as stream:
+            async for outputs in stream:
+                before = sum(text.num_tokens for text in texts)
+                for output in outputs:
+                    texts[output.index].push(output)
+                    if output.num_cached_tokens > cached:
+                        self.usage.cached_tokens += output.num_cached_tokens - cached
+                        cached = output.num_cached_tokens
+                self.usage.completion_tokens += sum(text.num_tokens for text in texts) - before
+                deltas = [delta for text in texts if (delta := text.take()) is not None]
+                if deltas:
+                    yield deltas
+                if all(text.finished for text in texts):
+                    return
+        raise EngineDeadError("the engine's stream ended before the request was finished")

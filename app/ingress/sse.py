@@ -1,0 +1,140 @@
+"""Server-sent events: the response that streams them, and what all event writers share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.ingress.errors import ClientDisconnectedError, error_event
+from app.ingress.generation import ChoiceDelta, Generation
+from engine.errors import QuireError
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+T = TypeVar("T")
+
+# One encoder for all: `json.dumps` with options builds a new one each call.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON in UTF-8."""
+    return _encode(value).encode()
+
+
+class EventWriter(Protocol):
+    """Writes one stream's events as bytes; `chat.py` and `completions.py` have one each."""
+
+    def start(self) -> bytes:
+        """Events before the first text."""
+        ...
+
+    def write(self, delta: ChoiceDelta) -> bytes:
+        """Events of one delta; a finish reason is in the last of its choice."""
+        ...
+
+    def usage(self) -> bytes:
+        """The event that tells the usage at the end, or nothing if it was not asked for."""
+        ...
+
+
+class Envelope:
+    """The parts of a stream's events that stay the same, serialised once.
+
+    An event is `prefix + choice + suffix`, the choice being the JSON object without its brackets around it.
+    """
+
+    def __init__(
+        self, fields: Mapping[str, Any], generation: Generation, *, include_usage: bool, continuous: bool
+    ) -> None:
+        self._generation = generation
+        self._head = b"data: " + to_json(fields)[:-1]
+        self._prefix = self._head + b',"choices":[{'
+        self._suffix = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
+        self._include_usage = include_usage
+        self._continuous = continuous
+
+    def event(self, choice: bytes) -> bytes:
+        """One event with one choice."""
+        if self._continuous:
+            return self._prefix + choice + b'}],"usage":' + to_json(self._generation.usage.as_dict()) + b"}\n\n"
+        return self._prefix + choice + self._suffix
+
+    def usage(self) -> bytes:
+        """The event without choices that ends a stream with `include_usage`."""
+        if not self._include_usage:
+            return b""
+        return self._head + b',"choices":[],"usage":' + to_json(self._generation.usage.as_dict()) + b"}\n\n"
+
+
+async def write_events(
+    first: list[ChoiceDelta], rest: AsyncGenerator[list[ChoiceDelta], None], writer: EventWriter
+) -> AsyncGenerator[bytes, None]:
+    """Yield a stream's events, several in one piece where they came together; an error is the last event."""
+    async with aclosing(rest):
+        try:
+            yield writer.start() + b"".join(map(writer.write, first))
+            async for deltas in rest:
+                yield b"".join(map(writer.write, deltas))
+            yield writer.usage() + DONE
+        except QuireError as error:
+            yield error_event(error)
+        except Exception as error:
+            logger.exception("a stream failed after it began")
+            yield error_event(error)
+
+
+class EventStreamResponse(Response):
+    """Streams events until they end or the client goes away; then the generator is closed at once.
+
+    Starlette's StreamingResponse relies on `send` failing for a client that has gone; behind Serve it never does.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await unless_disconnected(receive, self._stream(send))
+
+    async def _stream(self, send: Send) -> None:
+        async with aclosing(self._events) as events:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Await `work`, cancelled as soon as the client disconnects; ClientDisconnectedError then.
+
+    The request's body must have been read: what `receive` brings after it can only be the disconnect.
+    """
+    task = asyncio.create_task(work)
+    watch = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnectedError
+    finally:
+        # Also when this task itself is cancelled, which is how Serve passes a disconnect on.
+        watch.cancel()
+        task.cancel()
+        await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
