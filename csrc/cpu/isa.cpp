@@ -1,0 +1,84 @@
+#include "isa.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <atomic>
+
+#include "error.h"
+
+namespace quire {
+
+namespace {
+
+struct Choice {
+    const Kernels* kernels;
+    bool available;
+};
+
+// Best first.
+#if defined(__x86_64__)
+const Choice* choices() {
+    static const Choice all[] = {
+        {&avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                               __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                               __builtin_cpu_supports("avx512vl")},
+        {&avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+        {&scalar::kernels, true},
+        {nullptr, false},
+    };
+    return all;
+}
+#else
+const Choice* choices() {
+    static const Choice all[] = {{&scalar::kernels, true}, {nullptr, false}};
+    return all;
+}
+#endif
+
+const Kernels* best() {
+    const Choice* choice = choices();
+    while (!choice->available) ++choice;
+    return choice->kernels;
+}
+
+int find(const char* name, const Kernels** found) {
+    for (const Choice* choice = choices(); choice->kernels != nullptr; ++choice) {
+        if (strcmp(choice->kernels->isa, name) != 0) continue;
+        if (!choice->available) return fail(QUIRE_UNSUPPORTED, "this machine does not have %s", name);
+        *found = choice->kernels;
+        return QUIRE_OK;
+    }
+    return fail(QUIRE_INVALID_ARGUMENT, "instruction set \"%s\" is none of scalar, avx2, avx512", name);
+}
+
+std::atomic<const Kernels*> active{nullptr};
+
+}  // namespace
+
+int check_isa() {
+    if (active.load(std::memory_order_acquire) != nullptr) return QUIRE_OK;
+    const Kernels* chosen = nullptr;
+    const char* wish = getenv("QUIRE_CPU_ISA");
+    if (wish == nullptr || *wish == '\0') {
+        chosen = best();
+    } else {
+        QUIRE_CHECK(find(wish, &chosen));
+    }
+    active.store(chosen, std::memory_order_release);
+    return QUIRE_OK;
+}
+
+const Kernels& active_kernels() { return *active.load(std::memory_order_acquire); }
+
+}  // namespace quire
+
+const char* quire_cpu_isa(void) { return quire::check_isa() == QUIRE_OK ? quire::active_kernels().isa : ""; }
+
+int quire_cpu_set_isa(const char* name) {
+    if (name == nullptr) return quire::fail(QUIRE_INVALID_ARGUMENT, "quire_cpu_set_isa: name is NULL");
+    const quire::Kernels* chosen = nullptr;
+    QUIRE_CHECK(quire::find(name, &chosen));
+    quire::active.store(chosen, std::memory_order_release);
+    return QUIRE_OK;
+}

@@ -1,0 +1,184 @@
+// One word, `state_`, says what helpers may do: its generation, how many may still join the job (tickets), and how many
+// are in it (active). A helper joins by trading a ticket for an active mark in one compare-and-swap; the caller closes
+// the job by taking the tickets back and then waits for the active ones only, never for one that has not woken.
+//
+// Helpers spin for kSpin after their last job, because a model's operations follow each other in microseconds, then
+// sleep on a condition variable.
+#include "thread_pool.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+
+namespace quire {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::chrono::microseconds kSpin{30};
+
+void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
+constexpr uint64_t kActive = 1;
+constexpr uint64_t kTicket = uint64_t{1} << 16;
+constexpr uint64_t kGeneration = uint64_t{1} << 32;
+
+int tickets_of(uint64_t state) { return static_cast<int>((state >> 16) & 0xffff); }
+int active_of(uint64_t state) { return static_cast<int>(state & 0xffff); }
+
+class ThreadPool {
+public:
+    // False if another thread's job is in flight; nothing was run then.
+    bool try_run(int num_helpers, int64_t num_items, void (*body)(const void*, int64_t), const void* context) {
+        std::unique_lock<std::mutex> lock(run_mutex_, std::try_to_lock);
+        if (!lock.owns_lock()) return false;
+        num_helpers = start_helpers(num_helpers);
+        body_ = body;
+        context_ = context;
+        num_items_ = num_items;
+        next_item_.store(0, std::memory_order_relaxed);
+        generation_ += kGeneration;
+        state_.store(generation_ | static_cast<uint64_t>(num_helpers) * kTicket);
+        // Either a helper counted in sleepers_ is seen here, or it sees the new state before it sleeps.
+        if (sleepers_.load() > 0) {
+            std::lock_guard<std::mutex> sleep_lock(sleep_mutex_);
+            wake_.notify_all();
+        }
+        work();
+        close();
+        return true;
+    }
+
+private:
+    void work() {
+        for (;;) {
+            const int64_t item = next_item_.fetch_add(1, std::memory_order_relaxed);
+            if (item >= num_items_) return;
+            body_(context_, item);
+        }
+    }
+
+    void close() {
+        state_.fetch_and(~(0xffff * kTicket));
+        for (int spins = 0; active_of(state_.load(std::memory_order_acquire)) > 0; ++spins) {
+            if (spins < 1000) {
+                pause();
+            } else {
+                std::this_thread::yield();  // a helper was preempted in the middle of an item
+            }
+        }
+    }
+
+    // Helpers that there are, at most `wanted`; called under run_mutex_.
+    int start_helpers(int wanted) {
+        try {
+            for (; num_helpers_ < wanted; ++num_helpers_) std::thread([this] { help(); }).detach();
+        } catch (const std::system_error&) {
+            // No more threads to be had: the work is done by fewer.
+        }
+        return wanted < num_helpers_ ? wanted : num_helpers_;
+    }
+
+    void help() {
+        for (;;) {
+            uint64_t state = wait_for_ticket();
+            if (!state_.compare_exchange_strong(state, state - kTicket + kActive)) continue;
+            work();
+            state_.fetch_sub(kActive, std::memory_order_release);
+        }
+    }
+
+    uint64_t wait_for_ticket() {
+        const Clock::time_point deadline = Clock::now() + kSpin;
+        do {
+            for (int i = 0; i < 32; ++i) {
+                const uint64_t state = state_.load();
+                if (tickets_of(state) > 0) return state;
+                pause();
+            }
+        } while (Clock::now() < deadline);
+
+        std::unique_lock<std::mutex> lock(sleep_mutex_);
+        sleepers_.fetch_add(1);
+        uint64_t state = state_.load();
+        for (; tickets_of(state) == 0; state = state_.load()) wake_.wait(lock);
+        sleepers_.fetch_sub(1);
+        return state;
+    }
+
+    std::mutex run_mutex_;  // held by the thread whose job is in flight
+    int num_helpers_ = 0;
+    uint64_t generation_ = 0;
+
+    // The job. Written before state_ gives out tickets, read by those who took one.
+    void (*body_)(const void*, int64_t) = nullptr;
+    const void* context_ = nullptr;
+    int64_t num_items_ = 0;
+    alignas(64) std::atomic<int64_t> next_item_{0};
+    alignas(64) std::atomic<uint64_t> state_{0};
+
+    std::atomic<int> sleepers_{0};
+    std::mutex sleep_mutex_;
+    std::condition_variable wake_;
+};
+
+// Never destroyed: helpers may still look at it while the process exits. A forked child has none of the helpers, and
+// perhaps locked mutexes, so it drops the pool and makes another.
+std::atomic<ThreadPool*> pool{nullptr};
+
+ThreadPool* the_pool() {
+    ThreadPool* current = pool.load(std::memory_order_acquire);
+    if (current != nullptr) return current;
+    static std::once_flag at_fork;
+    std::call_once(at_fork, [] { pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); }); });
+    ThreadPool* fresh = new (std::nothrow) ThreadPool;
+    if (fresh == nullptr || pool.compare_exchange_strong(current, fresh)) return fresh;
+    delete fresh;
+    return current;
+}
+
+struct Scratch {
+    float* memory = nullptr;
+    int64_t capacity = 0;
+
+    ~Scratch() { free(memory); }
+};
+
+}  // namespace
+
+void parallel_for(int num_threads, int64_t num_items, void (*body)(const void*, int64_t), const void* context) {
+    const int64_t helpers = (num_threads < num_items ? num_threads : num_items) - 1;
+    if (helpers > 0) {
+        ThreadPool* const threads = the_pool();
+        if (threads != nullptr && threads->try_run(static_cast<int>(helpers), num_items, body, context)) return;
+    }
+    for (int64_t item = 0; item < num_items; ++item) body(context, item);
+}
+
+float* thread_scratch(int use, int64_t count) {
+    thread_local Scratch scratch[2];
+    Scratch& own = scratch[use];
+    if (own.capacity < count) {
+        free(own.memory);
+        const size_t bytes = (static_cast<size_t>(count) * sizeof(float) + 63) / 64 * 64;
+        own.memory = static_cast<float*>(aligned_alloc(64, bytes));
+        own.capacity = own.memory == nullptr ? 0 : count;
+    }
+    return own.memory;
+}
+
+}  // namespace quire
