@@ -11,9 +11,7 @@ from engine.layers.weight import WeightTarget
 class RMSNorm:
     """Root-mean-square normalisation of the last dimension, fused with the residual addition before it."""
 
-    def __init__(
-        self, size: int, eps: float, kernels: KernelBackend, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, size: int, eps: float, kernels: KernelBackend, dtype: torch.dtype, device: torch.device) -> None:
         self.weight = torch.empty(size, dtype=dtype, device=device)
         self.eps = eps
         self._kernels = kernels

@@ -47,7 +47,9 @@ def _llama(
     )
 
 
-def _qwen2(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool) -> ModelConfig:
+def _qwen2(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int, tied: bool
+) -> ModelConfig:
     shape = _llama(hidden, intermediate, layers, heads, kv_heads, vocab, 32768, 1e6, tied=tied)
     return dataclasses.replace(shape, architecture="Qwen2ForCausalLM", rms_norm_eps=1e-6, attention_bias=True)
 

@@ -57,9 +57,7 @@ class LlamaAttention:
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query.contiguous()), self.k_norm(key.contiguous())
         self._kernels.rotate_and_cache(query, key, value, self._cos_sin, key_cache, value_cache, metadata)
-        out = self._kernels.paged_attention(
-            query, key_cache, value_cache, metadata, self.scale, self.sliding_window
-        )
+        out = self._kernels.paged_attention(query, key_cache, value_cache, metadata, self.scale, self.sliding_window)
         return self.o_proj(out.view(num_tokens, -1))
 
     def weight_targets(self, prefix: str) -> dict[str, WeightTarget]:
@@ -74,9 +72,7 @@ class LlamaMLP:
     """`down(silu(gate(x)) * up(x))`."""
 
     def __init__(self, config: ModelConfig, kernels: KernelBackend, dtype: torch.dtype, device: torch.device) -> None:
-        self.gate_up_proj = GateUpLinear(
-            config.hidden_size, config.intermediate_size, config.mlp_bias, dtype, device
-        )
+        self.gate_up_proj = GateUpLinear(config.hidden_size, config.intermediate_size, config.mlp_bias, dtype, device)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, config.mlp_bias, dtype, device)
         self._kernels = kernels
 
