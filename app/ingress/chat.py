@@ -39,7 +39,7 @@ async def chat_generation(registry: ModelRegistry, request: ChatCompletionReques
         sampling_params=request.sampling_params(max_tokens=max_tokens, logprobs=num_logprobs),
         cache_salt=request.cache_salt or "",
     )
-    return Generation(model, [engine_request])
+    return Generation(model, [engine_request], continuation=False)
 
 
 class ChatFormat:

@@ -32,6 +32,7 @@ async def completion_generation(registry: ModelRegistry, request: CompletionRequ
             await _engine_request(model, request, prompt, identifier if index == 0 else f"{identifier}-{index}")
             for index, prompt in enumerate(request.prompts)
         ],
+        continuation=True,
     )
 
 

@@ -47,10 +47,10 @@ class ChoiceDelta:
 class ChoiceText:
     """Turns one sequence's tokens into text, holding back what is no whole character or may become a stop string."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams) -> None:
+    def __init__(self, index: int, tokenizer: Tokenizer, params: SamplingParams, *, continuation: bool) -> None:
         self._index = index
         self._params = params
-        self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, params.skip_special_tokens, continuation)
         self._stop_checker = StopChecker(params.stop, params.include_stop_str_in_output)
         self._delta = ChoiceDelta(index)
         self._held_logprobs: list[ReportedToken] = []
@@ -70,9 +70,7 @@ class ChoiceText:
             if is_stop_token and not self._params.include_stop_str_in_output:
                 break
             if output.logprobs is not None:
-                self._held_logprobs.append(
-                    ReportedToken(token_id, output.logprobs[position], self._detokenized_length)
-                )
+                self._held_logprobs.append(ReportedToken(token_id, output.logprobs[position], self._detokenized_length))
             self._append_text(self._detokenizer.append([token_id]))
             if self._stop_checker.matched is not None:
                 self._finish("stop", self._stop_checker.matched)
@@ -97,7 +95,8 @@ class ChoiceText:
 
     def _append_text(self, text: str) -> None:
         self._detokenized_length += len(text)
-        self._send(self._stop_checker.append(text, may_stop=self.num_tokens >= self._params.min_tokens))
+        can_stop = self.num_tokens >= self._params.min_tokens
+        self._send(self._stop_checker.append(text, can_stop).text)
 
     def _send(self, text: str) -> None:
         self._delta.text += text
@@ -142,9 +141,13 @@ class Generation:
     """The engine requests of one HTTP request, one for each prompt; choice `prompt * n + i` is sequence i of a prompt.
 
     `usage` grows as deltas are read.
+
+    Args:
+        continuation: the text continues the prompt's, and keeps a leading space of its own.
     """
 
-    def __init__(self, model: ServedModel, requests: Sequence[EngineRequest]) -> None:
+    def __init__(self, model: ServedModel, requests: Sequence[EngineRequest], *, continuation: bool) -> None:
+        self._continuation = continuation
         self.model = model
         self.requests = requests
         self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
@@ -159,16 +162,17 @@ class Generation:
         Closing the generator aborts what is unfinished. Raises what ModelClient.generate raises.
         """
         first_choices = range(0, self.num_choices, max(1, self.num_choices // len(self.requests)))
-        streams = [
-            self._deltas_of(request, first) for request, first in zip(self.requests, first_choices, strict=True)
-        ]
+        streams = [self._deltas_of(request, first) for request, first in zip(self.requests, first_choices, strict=True)]
         async with aclosing(streams[0] if len(streams) == 1 else merge(streams)) as merged:
             async for deltas in merged:
                 yield deltas
 
     async def _deltas_of(self, request: EngineRequest, first_choice: int) -> AsyncGenerator[list[ChoiceDelta], None]:
         params = request.sampling_params
-        texts = [ChoiceText(first_choice + index, self.model.tokenizer, params) for index in range(params.n)]
+        texts = [
+            ChoiceText(first_choice + index, self.model.tokenizer, params, continuation=self._continuation)
+            for index in range(params.n)
+        ]
         cached = 0
         # Closed at once when the last choice hits a stop string: the engine need not run to its token limit.
         async with aclosing(self.model.client.generate(request)) as stream:

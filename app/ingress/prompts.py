@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from jinja2 import TemplateError
-
 from app.ingress.models import ServedModel
 from app.ingress.protocol import ChatTemplateFields
 from engine.errors import PromptTooLongError, RequestError
@@ -20,18 +18,15 @@ def render_chat(model: ServedModel, request: ChatTemplateFields) -> str:
     """The conversation as the model's chat template writes it; RequestError if it has none or refuses the messages."""
     if not model.tokenizer.has_chat_template:
         raise RequestError(
-            f"the model {model.id!r} has no chat template; use /v1/completions", param="messages", code="no_chat_template"
+            f"the model {model.id!r} has no chat template; use /v1/completions",
+            param="messages",
+            code="no_chat_template",
         )
-    messages = [message.for_template() for message in request.messages]
-    try:
-        return model.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=request.add_generation_prompt, **request.template_kwargs()
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        # Templates refuse by raising: roles that do not alternate, a system message where none may stand.
-        raise RequestError(
-            f"the chat template refuses these messages: {error}", param="messages", code="invalid_messages"
-        ) from error
+    return model.tokenizer.apply_chat_template(
+        [message.for_template() for message in request.messages],
+        add_generation_prompt=request.add_generation_prompt,
+        **request.template_kwargs(),
+    )
 
 
 async def tokenize(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -77,8 +72,8 @@ def output_budget(
         return room if default is None else min(default, room)
     if requested > room:
         raise PromptTooLongError(
-            f"the prompt has {num_prompt_tokens} tokens and {param}={requested} asks for {num_prompt_tokens + requested}"
-            f" in all; {model.id!r} takes at most {limit} tokens, prompt and output",
+            f"the prompt has {num_prompt_tokens} tokens and {param}={requested} asks for "
+            f"{num_prompt_tokens + requested} in all; {model.id!r} takes at most {limit} tokens, prompt and output",
             param=param,
             code="context_length_exceeded",
         )

@@ -80,9 +80,15 @@ class Routes:
 
     async def tokenize(self, request: Request) -> Response:
         raw = await self._authorised_body(request)
-        body = parse_body(TokenizeMessages if _has_key(raw, "messages") else TokenizePrompt, raw)
-        model = self._registry.get_only(body.model)
-        text = body.prompt if isinstance(body, TokenizePrompt) else render_chat(model, body)
+        body: TokenizePrompt | TokenizeMessages
+        if _has_key(raw, "messages"):
+            body = parse_body(TokenizeMessages, raw)
+            model = self._registry.get_only(body.model)
+            text = render_chat(model, body)
+        else:
+            body = parse_body(TokenizePrompt, raw)
+            model = self._registry.get_only(body.model)
+            text = body.prompt
         token_ids = await tokenize(model.tokenizer, text, add_special_tokens=body.add_special_tokens)
         answer: dict[str, Any] = {
             "count": len(token_ids),
@@ -125,9 +131,7 @@ class Routes:
         return bytes(body)
 
     def _too_large(self) -> BodyTooLargeError:
-        return BodyTooLargeError(
-            f"the request body exceeds {self._max_body_bytes} bytes", code="request_too_large"
-        )
+        return BodyTooLargeError(f"the request body exceeds {self._max_body_bytes} bytes", code="request_too_large")
 
 
 async def _respond(request: Request, generation: Generation, writer: ResponseFormat, *, stream: bool) -> Response:

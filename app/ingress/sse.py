@@ -105,7 +105,7 @@ class EventStreamResponse(Response):
         del self.headers["content-length"]
         self._events = events
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         await unless_disconnected(receive, self._stream(send))
 
     async def _stream(self, send: Send) -> None:

@@ -11,7 +11,7 @@ from app.ingress.protocol.sampling import SamplingFields
 from engine.errors import RequestError
 
 # Set by the server, or about how the template is used: not for the template's own variables.
-RESERVED_TEMPLATE_KWARGS = frozenset({"messages", "add_generation_prompt", "tools", "tokenize", "chat_template"})
+RESERVED_TEMPLATE_KWARGS = frozenset({"messages", "add_generation_prompt", "tools", "self"})
 
 
 def _text(value: Any) -> str:
@@ -64,7 +64,9 @@ class ChatTemplateFields(RequestModel):
         """Variables of the template; RequestError if one would take the place of a parameter."""
         kwargs = self.chat_template_kwargs or {}
         if reserved := sorted(RESERVED_TEMPLATE_KWARGS & kwargs.keys()):
-            raise RequestError(f"chat_template_kwargs must not hold {', '.join(reserved)}", param="chat_template_kwargs")
+            raise RequestError(
+                f"chat_template_kwargs must not hold {', '.join(reserved)}", param="chat_template_kwargs"
+            )
         return kwargs
 
 

@@ -1,0 +1,95 @@
+"""build(args): what `serve run` imports. One engine deployment a model, and the ingress in front of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.config import RequestRouterConfig
+
+from app.config import AppArgs, DeploymentArgs, IngressArgs, IngressUserConfig, ModelArgs, RayActorOptions
+from app.ingress.deployment import Ingress
+from app.replica.deployment import EngineReplica
+
+# By name: the class is then imported where it runs, and not copied by value from here.
+REQUEST_ROUTER = "app.balancer.router:BookedRequestRouter"
+
+# Requests beyond what an engine runs at once wait in its own queue, which knows their cost; Serve's knows nothing.
+_ONGOING_PER_SEQUENCE = 8
+
+
+def build(args: AppArgs) -> Application:
+    """The application that `args` describe: `Ingress` bound to one `engine-<id>` deployment a model."""
+    names = deployment_names(args.models)
+    engines = {model.id: _engine_deployment(model, names[model.id]) for model in args.models}
+    user_config = IngressUserConfig(aliases=args.aliases, api_keys=args.ingress.api_keys)
+    ingress = serve.deployment(Ingress).options(
+        name="Ingress",
+        user_config=user_config.model_dump(),
+        **_serve_options(args.ingress),
+        max_ongoing_requests=args.ingress.max_ongoing_requests,
+    )
+    # Keys and aliases go by user_config alone: what is in the arguments restarts every deployment when it changes.
+    settings = args.ingress.model_copy(update={"api_keys": []})
+    models = [model.model_copy(update={"aliases": []}) for model in args.models]
+    application: Application = ingress.bind(models, settings, engines)
+    return application
+
+
+def deployment_names(models: list[ModelArgs]) -> dict[str, str]:
+    """Model id → deployment name: letters, digits, `.`, `_` and `-`; numbered where two ids come out alike."""
+    names: dict[str, str] = {}
+    for model in models:
+        base = "engine-" + re.sub(r"[^A-Za-z0-9._-]", "-", model.id)
+        name, number = base, 2
+        while name in names.values():
+            name, number = f"{base}-{number}", number + 1
+        names[model.id] = name
+    return names
+
+
+def engine_max_ongoing_requests(model: ModelArgs) -> int:
+    """Requests one engine replica may have open: more than the engine itself runs, so that Serve never queues first."""
+    if model.deployment.max_ongoing_requests is not None:
+        return model.deployment.max_ongoing_requests
+    return _ONGOING_PER_SEQUENCE * model.engine_config.max_num_seqs
+
+
+def _engine_deployment(model: ModelArgs, name: str) -> Application:
+    actor_options = _actor_options(model.deployment.ray_actor_options)
+    deployment = serve.deployment(EngineReplica).options(
+        name=name,
+        **_serve_options(model.deployment),
+        max_constructor_retry_count=model.deployment.max_constructor_retry_count,
+        max_ongoing_requests=engine_max_ongoing_requests(model),
+        request_router_config=RequestRouterConfig(request_router_class=REQUEST_ROUTER),
+    )
+    if model.engine_config.num_threads is not None:
+        actor_options = _with_threads(actor_options, model.engine_config.num_threads)
+        deployment = deployment.options(ray_actor_options=actor_options)
+    application: Application = deployment.bind(model.id, model.source, model.engine)
+    return application
+
+
+def _serve_options(args: DeploymentArgs | IngressArgs) -> dict[str, Any]:
+    return {
+        "num_replicas": args.num_replicas,
+        "graceful_shutdown_wait_loop_s": args.graceful_shutdown_wait_loop_s,
+        "graceful_shutdown_timeout_s": args.graceful_shutdown_timeout_s,
+        "health_check_period_s": args.health_check_period_s,
+        "health_check_timeout_s": args.health_check_timeout_s,
+        "ray_actor_options": _actor_options(args.ray_actor_options),
+    }
+
+
+def _actor_options(options: RayActorOptions) -> dict[str, Any]:
+    return options.model_dump(exclude_none=True)
+
+
+def _with_threads(actor_options: dict[str, Any], num_threads: int) -> dict[str, Any]:
+    """Ray would set OMP_NUM_THREADS to the replica's (logical) CPUs, here mostly 1."""
+    runtime_env = dict(actor_options.get("runtime_env", {}))
+    runtime_env["env_vars"] = {"OMP_NUM_THREADS": str(num_threads), **runtime_env.get("env_vars", {})}
+    return {**actor_options, "runtime_env": runtime_env}

@@ -1,0 +1,142 @@
+"""A Serve config file, checked before anything starts: what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from app.config import AppArgs, DeploymentArgs, IngressArgs, describe
+from engine.errors import ConfigError, ModelLoadError
+from engine.loading import open_checkpoint
+
+IMPORT_PATH = "app.builder:build"
+
+
+class _HttpOptions(BaseModel):
+    """The part of Serve's options that is looked at here, with Serve's own defaults for YAML."""
+
+    model_config = ConfigDict(extra="allow")
+
+    host: str = "0.0.0.0"
+    port: int = Field(default=8000, ge=1, le=65535)
+
+
+class _Application(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str = "default"
+    route_prefix: str | None = "/"
+    import_path: str
+    args: dict[str, Any] = Field(default_factory=dict)
+
+
+class _ServeConfig(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    http_options: _HttpOptions = _HttpOptions()
+    applications: list[_Application] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A config file that is sound as far as can be told before Ray runs.
+
+    Attributes:
+        raw: the file's content, for Serve's own schema.
+        apps: Quire's applications by name.
+        route_prefixes: where HTTP reaches each; one without a prefix is left out.
+        url: where clients will find the server.
+    """
+
+    path: Path
+    raw: dict[str, Any]
+    apps: dict[str, AppArgs]
+    route_prefixes: list[str]
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def model_ids(self) -> list[str]:
+        return [model.id for args in self.apps.values() for model in args.models]
+
+    @property
+    def num_cpus(self) -> float:
+        """Logical CPUs that all replicas ask for together."""
+        parts: list[IngressArgs | DeploymentArgs] = []
+        for args in self.apps.values():
+            parts += [args.ingress, *(model.deployment for model in args.models)]
+        return sum(part.num_replicas * part.ray_actor_options.num_cpus for part in parts)
+
+
+def load_config(path: Path) -> LoadedConfig:
+    """Read and check a config: its YAML, its keys, its models' sources.
+
+    Raises:
+        ConfigError: the file cannot be read, is no YAML, or has an unknown or wrong key.
+        ModelLoadError: a model's source does not exist.
+    """
+    raw = _read_yaml(path)
+    try:
+        config = _ServeConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error, 'config')}") from None
+    apps = {}
+    for application in config.applications:
+        if application.import_path != IMPORT_PATH:
+            raise ConfigError(f"{path}: import_path {application.import_path!r} of {application.name!r} is not Quire's")
+        try:
+            apps[application.name] = AppArgs.from_dict(application.args)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    for args in apps.values():
+        for model in args.models:
+            _check_source(model.id, model.source)
+    prefixes = [application.route_prefix for application in config.applications if application.route_prefix]
+    return LoadedConfig(path, raw, apps, prefixes, config.http_options.host, config.http_options.port)
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """ConfigError if something listens there already; Serve itself would only time out."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: a port whose last connections are still fading out counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it or change http_options.port"
+            ) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" in line {where.line + 1}" if where is not None else ""
+        raise ConfigError(f"{path}: no valid YAML{line}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: must hold a mapping with 'applications'")
+    return raw
+
+
+def _check_source(model_id: str, source: str) -> None:
+    try:
+        open_checkpoint(source).model_config()
+    except ModelLoadError as error:
+        raise ModelLoadError(f"model {model_id!r}: {error}") from None

@@ -1,0 +1,147 @@
+"""One serving session on this machine: start Ray, deploy, show progress, wait, and take all of it down again."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from app.cli.config_file import LoadedConfig, check_port_is_free
+from app.cli.progress import StartupView, follow_startup
+from app.config import describe
+from app.ingress.greeting import curl_line, dialable
+from engine.errors import ConfigError
+
+# Small: Quire passes no large objects through Ray. Ray's own default is a third of the machine's memory.
+OBJECT_STORE_BYTES = 200 << 20
+# Ray starts this many idle workers at once, so little more than what is needed: controller, proxy, build, replicas.
+MIN_LOGICAL_CPUS = 4
+
+
+def serve_until_stopped(config: LoadedConfig, *, dashboard: bool, logs: bool) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        ConfigError: the port is taken, or Serve refuses the config.
+        QuireError: the deployment failed; the message is the replica's own reason.
+    """
+    check_port_is_free(config.host, config.port)
+    console = Console(highlight=False)
+    stop = threading.Event()
+    began = time.monotonic()
+    with _stop_signals(stop), StartupView(console) as view:
+        try:
+            with view.phase("starting Ray"):
+                _start_ray(config, dashboard=dashboard, logs=logs)
+            # Ray has put its own SIGTERM handler in place.
+            with _stop_signals(stop):
+                with view.phase("starting Serve"):
+                    client = _deploy(config)
+                follow_startup(client, config, view, stop)
+                view.close()
+                if not stop.is_set():
+                    _announce(console, config, time.monotonic() - began, dashboard=dashboard)
+                stop.wait()
+        finally:
+            view.close()
+            with _ignored_signals():
+                console.print("[dim]stopping …[/dim]")
+                _shut_down()
+
+
+def _start_ray(config: LoadedConfig, *, dashboard: bool, logs: bool) -> None:
+    # Before Ray is imported: nothing is reported to anyone.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    ray.init(
+        # Our own Ray whatever RAY_ADDRESS says: a session takes down what it started, and only that.
+        address="local",
+        num_cpus=max(MIN_LOGICAL_CPUS, math.ceil(config.num_cpus) + 2),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=dashboard,
+        log_to_driver=logs,
+        logging_level=logging.INFO if logs else logging.ERROR,
+        namespace="serve",
+    )
+
+
+def _deploy(config: LoadedConfig) -> object:
+    """Hand the file to Serve, as `serve run` does; returns Serve's client."""
+    from ray.serve._private import api
+    from ray.serve.config import gRPCOptions
+    from ray.serve.schema import ServeDeploySchema
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    try:
+        schema = ServeDeploySchema.model_validate(config.raw)
+    except ValidationError as error:
+        raise ConfigError(f"{config.path}: {describe(error, 'config')}") from None
+    client = api.serve_start(
+        http_options=schema.http_options.model_dump(),
+        proxy_location=schema.proxy_location,
+        grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
+        controller_options=schema.controller_options,
+    )
+    client.deploy_apps(schema)
+    return client
+
+
+def _announce(console: Console, config: LoadedConfig, seconds: float, *, dashboard: bool) -> None:
+    url = dialable(config.url)
+    console.print(f"\n[bold green]Quire is ready[/bold green] at [bold]{url}/v1[/bold] after {seconds:.1f} s")
+    for args in config.apps.values():
+        for model in args.models:
+            names = ", ".join([model.id, *model.aliases])
+            console.print(f"  {escape(names)}  [dim]{escape(model.source)}[/dim]")
+    console.print("\nTry:")
+    console.print(f"  {curl_line(url, config.model_ids[0])}", markup=False, soft_wrap=True)
+    if dashboard:
+        console.print("\nRay's dashboard: http://127.0.0.1:8265")
+    console.print("\n[dim]Ctrl-C stops it.[/dim]")
+
+
+def _shut_down() -> None:
+    """Stop Serve, then the Ray that `_start_ray` started, if it got so far."""
+    import ray
+    from ray import serve
+
+    if ray.is_initialized():
+        serve.shutdown()
+    ray.shutdown()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _stop_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGINT and SIGTERM set `stop`, and interrupt what the main thread is doing unless it only waits for them."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of handlers
+        stop.set()
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _ignored_signals() -> Iterator[None]:
+    """A second Ctrl-C must not cut the shutdown short and leave processes behind."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
