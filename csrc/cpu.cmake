@@ -1,0 +1,42 @@
+# libquire_cpu.so: each kernel source once for each instruction set, the rest once for the plain machine.
+
+file(GLOB cpu_sources CONFIGURE_DEPENDS cpu/*.cpp)
+set(kernel_sources)
+foreach(name norm activation rotary attention kernels)
+  list(APPEND kernel_sources ${CMAKE_CURRENT_SOURCE_DIR}/cpu/${name}.cpp)
+endforeach()
+list(REMOVE_ITEM cpu_sources ${kernel_sources})
+
+# -ffp-contract=off: a multiplication and an addition fuse only where the source says fma, so that a vector path and
+# its remainder, or two compilers, do not differ.
+set(cpu_options -Wall -Wextra -ffp-contract=off)
+if(QUIRE_SANITIZE)
+  # Without --no-undefined: the sanitizers' functions come from a preloaded library.
+  list(APPEND cpu_options -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g)
+endif()
+
+find_package(Threads REQUIRED)
+add_library(quire_cpu SHARED ${cpu_sources})
+target_include_directories(quire_cpu PRIVATE include cpu)
+target_compile_options(quire_cpu PRIVATE ${cpu_options})
+target_link_libraries(quire_cpu PRIVATE Threads::Threads)
+
+function(quire_cpu_isa isa)
+  add_library(quire_cpu_${isa} OBJECT ${kernel_sources})
+  target_include_directories(quire_cpu_${isa} PRIVATE include cpu)
+  target_compile_definitions(quire_cpu_${isa} PRIVATE QUIRE_ISA=${isa})
+  target_compile_options(quire_cpu_${isa} PRIVATE ${cpu_options} ${ARGN})
+  target_sources(quire_cpu PRIVATE $<TARGET_OBJECTS:quire_cpu_${isa}>)
+endfunction()
+
+quire_cpu_isa(scalar)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  # No more than cpu/isa.cpp asks the machine for.
+  quire_cpu_isa(avx2 -mavx2 -mfma)
+  quire_cpu_isa(avx512 -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mfma)
+endif()
+
+quire_library(quire_cpu)
+if(QUIRE_SANITIZE)
+  target_link_options(quire_cpu PRIVATE -fsanitize=address,undefined "LINKER:-z,undefs")
+endif()
