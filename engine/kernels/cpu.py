@@ -19,7 +19,8 @@ class CpuBackend(NativeBackend):
 
     Raises:
         KernelsUnavailableError: the library is not there, with the reason.
-        ConfigError: num_threads is below 1, or the library belongs to another version.
+        ConfigError: num_threads is below 1, the library belongs to another version, or QUIRE_CPU_ISA names what the
+            machine does not have.
     """
 
     name = "cpu"
@@ -32,6 +33,8 @@ class CpuBackend(NativeBackend):
             raise KernelsUnavailableError(f"the cpu kernels are not available: {reason}")
         super().__init__(library, "cpu", num_threads)
         library.symbols.quire_cpu_isa.restype = ctypes.c_char_p
+        if not self.isa:
+            raise ConfigError(f"QUIRE_CPU_ISA: {library.last_error()}")
 
     @property
     def isa(self) -> str:

@@ -10,7 +10,7 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from engine.errors import ConfigError, QuireError
 from engine.kernels import abi
@@ -64,9 +64,13 @@ class KernelLibrary:
             self.raise_last_error("paged_attention_workspace")
         return needed.value
 
-    def raise_last_error(self, operation: str) -> None:
+    def last_error(self) -> str:
+        """What was wrong with this thread's last call that failed."""
         message: bytes = self.symbols.quire_last_error()
-        raise KernelError(f"{operation} ({self.path.name}): {message.decode()}")
+        return message.decode()
+
+    def raise_last_error(self, operation: str) -> NoReturn:
+        raise KernelError(f"{operation} ({self.path.name}): {self.last_error()}")
 
 
 class Loaded(NamedTuple):
