@@ -1,0 +1,206 @@
+"""The replicas that an ingress is connected to: dials those that Serve lists, feeds the balancer, tells who leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from app.balancer import Balancer
+from app.balancer.registry import ReplicaInfo
+from app.transport.frames import Frame
+from app.transport.link import Endpoint, Link, LinkListener, ReplicaLink
+from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_step
+
+logger = logging.getLogger("ray.serve")
+
+# Running requests leave a stopping replica this long before Serve kills it, or after half its time if that is less.
+DRAIN_MARGIN_S = 5.0
+
+
+class Connector(NamedTuple):
+    """What is taken from outside, so that tests need neither Ray nor sockets."""
+
+    secret: Callable[[], bytes]
+    connect: Callable[[Endpoint, str, bytes, LinkListener], Link]
+
+
+class LinksListener(Protocol):
+    """Who owns the requests."""
+
+    def stepped(self, rows: Iterable[StepRow]) -> None:
+        """A replica's step has brought tokens."""
+        ...
+
+    def lost(self, attempts: Iterable[int], reason: str) -> None:
+        """The replica that these attempts were placed on has gone."""
+        ...
+
+    def leaving(self, attempts: Iterable[int], reason: str, *, only_waiting: bool) -> None:
+        """The replica of these attempts leaves: move them, or only those that have no token yet."""
+        ...
+
+    def changed(self) -> None:
+        """A replica has come up, gone, or begun to drain."""
+        ...
+
+
+@dataclass(slots=True)
+class _Replica:
+    """`up`: it has answered the subscription with its load. `listed`: Serve still names it."""
+
+    replica_id: str
+    info: ReplicaInfo
+    link: Link
+    listed: bool = True
+    up: bool = False
+    draining: str = ""
+
+
+class ReplicaLinks:
+    """One link a replica. All on one event loop."""
+
+    def __init__(
+        self, name: str, client_id: str, balancer: Balancer, connector: Connector, listener: LinksListener
+    ) -> None:
+        self._name = name
+        self._client_id = client_id
+        self._balancer = balancer
+        self._connector = connector
+        self._listener = listener
+        self._secret = b""
+        self._replicas: dict[str, _Replica] = {}
+        self._by_link: dict[Link, _Replica] = {}
+
+    async def fetch_secret(self) -> None:
+        """Before the first `adopt`."""
+        self._secret = await asyncio.to_thread(self._connector.secret)
+
+    @property
+    def live(self) -> list[ReplicaInfo]:
+        """Replicas that can take a request."""
+        return [replica.info for replica in self._replicas.values() if replica.up and not replica.draining]
+
+    @property
+    def num_known(self) -> int:
+        """Replicas that are dialled, connected or not."""
+        return len(self._replicas)
+
+    def send(self, replica_id: str, data: bytes) -> None:
+        """Send frames to a replica, if it is connected."""
+        replica = self._replicas.get(replica_id)
+        if replica is not None:
+            replica.link.send(data)
+
+    def close(self) -> None:
+        """Hang up everywhere."""
+        for replica in list(self._replicas.values()):
+            replica.link.close()
+            self._drop(replica)
+
+    def adopt(self, infos: tuple[ReplicaInfo, ...]) -> None:
+        """Serve's list: dial the new ones; those no longer on it are being stopped, or are dead."""
+        for info in infos:
+            endpoint = _endpoint(info)
+            if info.replica_id not in self._replicas and endpoint is not None:
+                link = self._connector.connect(endpoint, self._client_id, self._secret, self)
+                replica = _Replica(info.replica_id, info, link)
+                self._replicas[info.replica_id] = self._by_link[link] = replica
+        listed = {info.replica_id for info in infos}
+        for replica in list(self._replicas.values()):
+            if replica.replica_id not in listed and replica.listed:
+                self._unlisted(replica)
+        self._listener.changed()
+
+    def link_frame(self, link: Link, frame: Frame) -> None:
+        """A frame of a replica. Raises FrameError."""
+        replica = self._by_link.get(link)
+        if replica is None:
+            return
+        if frame.kind == Kind.STEP:
+            self._listener.stepped(decode_step(frame))
+        elif frame.kind == Kind.LOAD:
+            load = decode_load(frame)
+            if replica.up:
+                self._balancer.report(replica.replica_id, load)
+                return
+            replica.up = True
+            self._balancer.add_replica(replica.replica_id, int(replica.info.metadata["block_size"]), load)
+            if replica.draining:
+                self._balancer.set_draining(replica.replica_id)
+            self._move_waiting()
+            self._listener.changed()
+        elif frame.kind == Kind.DRAINING:
+            draining = decode_draining(frame)
+            self._drain(replica, draining.deadline_s, draining.reason)
+        else:
+            self._balancer.heard(replica.replica_id)
+
+    def link_down(self, link: Link, cause: Exception | None) -> None:
+        """The line to a replica is lost, and with it every token on its way."""
+        replica = self._by_link.get(link)
+        if replica is None:
+            return
+        replica.up = False
+        if not replica.listed:
+            self._drop(replica)
+        reason = f"the line to replica {replica.replica_id} was lost" + (f" ({cause})" if cause else "")
+        self._listener.lost(self._balancer.remove_replica(replica.replica_id), reason)
+        self._listener.changed()
+
+    def _unlisted(self, replica: _Replica) -> None:
+        replica.listed = False
+        replica.link.stop_redialing()
+        if not replica.up:
+            replica.link.close()
+            self._drop(replica)
+            return
+        # A dead replica's line breaks by itself; a stopping one has until Serve's timeout.
+        timeout_s = float(replica.info.metadata.get("graceful_shutdown_timeout_s", 0.0))
+        self._drain(replica, timeout_s - min(DRAIN_MARGIN_S, timeout_s / 2), "Serve stops it")
+
+    def _drain(self, replica: _Replica, deadline_s: float, reason: str) -> None:
+        """Use a replica no more: what waits there moves once another can take it, what runs at the deadline."""
+        if not replica.draining:
+            logger.info("Model %s: replica %s drains: %s", self._name, replica.replica_id, reason)
+        replica.draining = reason
+        self._balancer.set_draining(replica.replica_id)
+        if deadline_s <= 0:
+            self._leave(replica)
+        else:
+            self._move_waiting()
+            asyncio.get_running_loop().call_later(deadline_s, self._leave, replica)
+        self._listener.changed()
+
+    def _move_waiting(self) -> None:
+        if self._balancer.num_available:
+            for replica in list(self._replicas.values()):
+                if replica.draining:
+                    booked = self._balancer.bookings_at(replica.replica_id)
+                    self._listener.leaving(booked, replica.draining, only_waiting=True)
+
+    def _leave(self, replica: _Replica) -> None:
+        booked = self._balancer.bookings_at(replica.replica_id)
+        self._listener.leaving(booked, replica.draining, only_waiting=False)
+
+    def _drop(self, replica: _Replica) -> None:
+        del self._replicas[replica.replica_id]
+        del self._by_link[replica.link]
+
+
+def default_connector() -> Connector:
+    """Sockets, and the secret that Ray's control store keeps."""
+    from app.transport.cluster_secret import cluster_secret
+
+    return Connector(cluster_secret, ReplicaLink)
+
+
+def _endpoint(info: ReplicaInfo) -> Endpoint | None:
+    """Where a replica listens, or None if its metadata does not say: it is none of ours."""
+    metadata = info.metadata
+    host, port, epoch = metadata.get("host"), metadata.get("port"), metadata.get("epoch")
+    if isinstance(host, str) and isinstance(port, int) and isinstance(epoch, str) and "block_size" in metadata:
+        return Endpoint(host, port, epoch)
+    return None

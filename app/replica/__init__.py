@@ -1,0 +1,1 @@
+"""The engine deployment: engine loop, step stream, load, health, drain."""

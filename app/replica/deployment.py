@@ -1,0 +1,111 @@
+"""The engine deployment: one replica is one engine, its sockets, and the calls that Serve counts."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from typing import Any
+
+import ray
+from ray import serve
+
+from app.replica.service import ReplicaService
+from app.replica.stream_server import StreamServer
+from app.transport.cluster_secret import cluster_secret
+from app.transport.handshake import MAX_VERSION, MIN_VERSION
+from engine.async_engine import AsyncLLMEngine
+from engine.config import EngineConfig
+from engine.request import EngineRequest
+
+logger = logging.getLogger("ray.serve")
+
+# Seconds between two lines of progress of one phase.
+_PROGRESS_INTERVAL_S = 3.0
+
+
+class EngineReplica:
+    """Serve's face of a replica. Ready, in Serve's eyes, once a warm-up step has run.
+
+    Args:
+        model_id: what users call the model.
+        source: where its weights are.
+        engine_options: of EngineConfig.
+    """
+
+    def __init__(self, model_id: str, source: str, engine_options: dict[str, Any] | None = None) -> None:
+        # Serve runs this on the user-code thread, so that loading holds up neither its health checks nor its RPCs.
+        began = time.monotonic()
+        self.model_id = model_id
+        logger.info("Model %s: loading %s", model_id, source)
+        self._engine = AsyncLLMEngine.from_options(
+            source, EngineConfig.from_dict(engine_options or {}), ProgressLog(model_id)
+        )
+        self._engine.warm_up()
+        self._epoch = uuid.uuid4().hex
+        self._server = StreamServer(_node_ip(), self._epoch, cluster_secret())
+        self._service = ReplicaService(self._engine, self._server)
+        self._service.start()
+        cache = self._engine.cache_config
+        logger.info(
+            "Model %s: ready after %.1f s, %d tokens at most, %d KV blocks of %d",
+            model_id,
+            time.monotonic() - began,
+            self._engine.max_model_len,
+            cache.num_blocks,
+            cache.block_size,
+        )
+
+    def record_replica_metadata(self) -> dict[str, Any]:
+        """What each ingress learns of this replica: where to dial, and what its model can do."""
+        config = serve.get_replica_context()._deployment_config
+        return {
+            "host": self._server.host,
+            "port": self._server.port,
+            "epoch": self._epoch,
+            "protocol": [MIN_VERSION, MAX_VERSION],
+            "model_id": self.model_id,
+            "max_model_len": self._engine.max_model_len,
+            "block_size": self._engine.cache_config.block_size,
+            "num_blocks": self._engine.cache_config.num_blocks,
+            "graceful_shutdown_timeout_s": config.graceful_shutdown_timeout_s,
+        }
+
+    async def generate(
+        self, request: EngineRequest, ingress_id: str, attempt: int, waited_s: float = 0.0
+    ) -> dict[str, Any]:
+        """Run a request to its end; see ReplicaService.generate. The call stays open so that Serve counts it."""
+        return await self._service.generate(request, ingress_id=ingress_id, attempt=attempt, waited_s=waited_s)
+
+    def check_health(self) -> None:
+        """Serve's health check: raises EngineDeadError if the engine has failed or hangs in a step."""
+        self._service.check_health()
+
+    def __del__(self) -> None:
+        # Serve calls this at the end of a graceful shutdown; a constructor that failed has nothing to close.
+        service = getattr(self, "_service", None)
+        if service is not None:
+            service.close()
+
+
+def _node_ip() -> str:
+    address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+    return address
+
+
+class ProgressLog:
+    """Progress in a few lines for people: the beginning and end of each phase, and a line every few seconds."""
+
+    def __init__(self, model_id: str) -> None:
+        self._model_id = model_id
+        self._what = ""
+        self._last_s = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        finished = total > 0 and done >= total
+        if what == self._what and not finished and now_s - self._last_s < _PROGRESS_INTERVAL_S:
+            return
+        self._what, self._last_s = what, now_s
+        share = f" {100 * done // total} %" if total > 0 else ""
+        logger.info("Model %s: %s%s", self._model_id, what, share)

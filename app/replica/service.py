@@ -1,0 +1,310 @@
+"""What a replica does, without Serve: admits requests, publishes each step, reports load, aborts, drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from app.replica.load import RateMeter, load_report
+from app.replica.stream_server import StreamServer
+from app.transport.messages import Draining, StepMessage, encode_draining, encode_load
+from engine.errors import EngineDeadError
+from engine.outputs import EngineStats, SequenceOutput
+from engine.request import EngineRequest
+
+logger = logging.getLogger("ray.serve")
+
+# Load leaves at most this often, and within this time of a change.
+_LOAD_INTERVAL_S = 0.005
+# How soon a failed engine is noticed.
+_WATCH_INTERVAL_S = 0.25
+# Work without a completed step for this long means that the engine hangs: a whole prompt of a large model fits in.
+_STALL_S = 300.0
+# An ABORT can overtake its Serve call; so many per ingress are remembered.
+_REMEMBERED_ABORTS = 4096
+
+
+class Engine(Protocol):
+    """The part of AsyncLLMEngine that a replica uses."""
+
+    def start(self, on_step: Callable[[list[SequenceOutput]], None] | None = None) -> None:
+        """Start the engine thread, which calls `on_step` once a step."""
+        ...
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Check and queue a request."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """End a request; unknown ids are no error."""
+        ...
+
+    def stats(self) -> EngineStats:
+        """Load as of the last step."""
+        ...
+
+    def check_health(self) -> None:
+        """Raise EngineDeadError if the engine has failed."""
+        ...
+
+    def shutdown(self) -> None:
+        """End the engine."""
+        ...
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One attempt at a request: who reads it, and what it has sent. Changed on the server's thread once admitted."""
+
+    key: str
+    request_id: str
+    ingress_id: str
+    attempt: int
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[None]
+    aborted: bool = False
+    ended: bool = False
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+    finish_reasons: dict[int, str] = field(default_factory=dict)
+
+    def end(self) -> None:
+        """Let the Serve call return."""
+        self.ended = True
+        # A closed loop raises: the caller has gone with the replica.
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def record(self) -> dict[str, Any]:
+        """The call's reply: what the socket's final record said, for whoever has only the call."""
+        return {
+            "request_id": self.request_id,
+            "attempt": self.attempt,
+            "num_output_tokens": self.num_output_tokens,
+            "num_cached_tokens": self.num_cached_tokens,
+            "finish_reasons": [self.finish_reasons[index] for index in sorted(self.finish_reasons)],
+        }
+
+
+class ReplicaService:
+    """Joins an engine to its ingresses' sockets.
+
+    The engine thread does nothing but hand a step's outputs over; they are grouped, encoded and written on the
+    server's thread while the engine computes the next step.
+    """
+
+    def __init__(self, engine: Engine, server: StreamServer) -> None:
+        self._engine = engine
+        self._server = server
+        self._meter = RateMeter()
+        self._streams: dict[str, _Stream] = {}
+        self._aborts: dict[str, dict[int, None]] = {}
+        self._admissions: dict[str, list[tuple[int, int]]] = {}
+        self._load_due = False
+        self._reported: EngineStats | None = None
+        self._progress = (-1, 0.0)
+        self._dead: EngineDeadError | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the sockets, then the engine. The server's port is known afterwards."""
+        self._server.start(self)
+        self._engine.start(self._on_step)
+        self._server.call_soon(self._watch)
+
+    def close(self, reason: str = "the replica stops") -> None:
+        """Tell the ingresses to move what runs here, end the engine and hang up. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._server.call_soon(self._announce, Draining(0.0, reason))
+        self._engine.shutdown()
+        self._server.close()
+
+    def check_health(self) -> None:
+        """Raise EngineDeadError if the engine has failed, or has work and completes no step."""
+        self._engine.check_health()
+        stats, now_s = self._engine.stats(), time.monotonic()
+        idle = not (stats.num_running or stats.num_waiting)
+        num_steps, since_s = self._progress
+        if idle or stats.num_steps != num_steps:
+            self._progress = (stats.num_steps, now_s)
+        elif now_s - since_s > _STALL_S:
+            raise EngineDeadError(f"the engine has work but has completed no step for {now_s - since_s:.0f} s")
+
+    async def generate(
+        self, request: EngineRequest, *, ingress_id: str, attempt: int, waited_s: float = 0.0
+    ) -> dict[str, Any]:
+        """Run a request to its end; its tokens leave by the socket of `ingress_id`.
+
+        Args:
+            attempt: a number that this ingress has used for nothing else.
+            waited_s: how long the request has waited since it first arrived; it keeps its place in the queue.
+
+        Returns:
+            The final record: counts and finish reasons.
+
+        Raises:
+            RequestError, PromptTooLongError: the engine refused the request.
+            EngineDeadError: the engine fails, or the ingress is not connected here.
+        """
+        loop = asyncio.get_running_loop()
+        stream = _Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, loop, loop.create_future())
+        # Known before it is looked for: an ABORT or a lost line from here on finds it.
+        self._streams[stream.key] = stream
+        try:
+            self._admit(stream, request, waited_s)
+            await stream.done
+        finally:
+            if not stream.ended:
+                # The call was cancelled. The stream stays until the engine's last word, which is its final record.
+                stream.aborted = True
+                self._engine.abort(stream.key)
+        if "error" in stream.finish_reasons.values():
+            raise EngineDeadError(f"the engine failed while request {request.request_id} ran")
+        return stream.record()
+
+    def _admit(self, stream: _Stream, request: EngineRequest, waited_s: float) -> None:
+        try:
+            if self._dead is not None:
+                raise self._dead
+            if not self._server.is_subscribed(stream.ingress_id):
+                raise EngineDeadError(f"ingress {stream.ingress_id} is not connected to this replica")
+            if stream.attempt in self._aborts.get(stream.ingress_id, ()):
+                stream.aborted = True
+            num_steps = self._engine.stats().num_steps
+            self._engine.add_request(
+                dataclasses.replace(request, request_id=stream.key, arrival_time=time.monotonic() - waited_s)
+            )
+        except BaseException:
+            stream.ended = True
+            del self._streams[stream.key]
+            raise
+        if stream.aborted:
+            self._engine.abort(stream.key)
+        self._server.call_soon(self._admitted, stream, num_steps)
+
+    # On the engine thread
+
+    def _on_step(self, outputs: list[SequenceOutput]) -> None:
+        self._server.call_soon(self._publish, outputs)
+
+    # On the server's thread
+
+    def subscribed(self, ingress_id: str) -> None:
+        self._aborts[ingress_id] = {}
+        self._admissions[ingress_id] = []
+        self._send_load((ingress_id,))
+        if self._dead is not None:
+            self._server.send(ingress_id, encode_draining(Draining(0.0, str(self._dead))))
+
+    def unsubscribed(self, ingress_id: str) -> None:
+        del self._aborts[ingress_id]
+        del self._admissions[ingress_id]
+        for stream in list(self._streams.values()):
+            if stream.ingress_id == ingress_id:
+                stream.aborted = True
+                self._engine.abort(stream.key)
+
+    def aborted(self, ingress_id: str, attempts: Iterable[int]) -> None:
+        remembered = self._aborts[ingress_id]
+        for attempt in attempts:
+            remembered[attempt] = None
+            if len(remembered) > _REMEMBERED_ABORTS:
+                del remembered[next(iter(remembered))]
+            stream = self._streams.get(f"{ingress_id}/{attempt}")
+            if stream is not None:
+                stream.aborted = True
+                self._engine.abort(stream.key)
+
+    def _publish(self, outputs: list[SequenceOutput]) -> None:
+        """One step: one frame, and one write, for each ingress that has tokens in it."""
+        messages: dict[str, StepMessage] = {}
+        ended = []
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue
+            stream.num_output_tokens += len(output.token_ids)
+            if output.finish_reason is not None:
+                stream.finish_reasons[output.index] = output.finish_reason
+            if output.num_cached_tokens == stream.num_cached_tokens:
+                # The engine repeats the number with every token; the wire carries it once.
+                output.num_cached_tokens = 0
+            else:
+                stream.num_cached_tokens = output.num_cached_tokens
+            final_count = stream.num_output_tokens if output.request_finished else None
+            message = messages.get(stream.ingress_id)
+            if message is None:
+                message = messages[stream.ingress_id] = StepMessage()
+            message.add(stream.attempt, output, final_count)
+            if output.request_finished:
+                del self._streams[stream.key]
+                ended.append(stream)
+        for ingress_id, message in messages.items():
+            self._server.send(ingress_id, message.encode())
+        for stream in ended:
+            stream.end()
+        self._schedule_load()
+
+    def _admitted(self, stream: _Stream, num_steps: int) -> None:
+        admissions = self._admissions.get(stream.ingress_id)
+        if admissions is not None:
+            admissions.append((num_steps, stream.attempt))
+        self._schedule_load()
+
+    def _schedule_load(self) -> None:
+        if not self._load_due:
+            self._load_due = True
+            self._server.call_later(_LOAD_INTERVAL_S, self._report_load)
+
+    def _report_load(self) -> None:
+        self._load_due = False
+        stats = self._engine.stats()
+        if stats is not self._reported:
+            self._reported = stats
+            self._meter.observe(stats, time.monotonic())
+            self._send_load(self._server.subscribers)
+        if self._streams:
+            # Steps that only compute prompts give no outputs, yet change the load.
+            self._schedule_load()
+
+    def _send_load(self, ingress_ids: Iterable[str]) -> None:
+        stats = self._engine.stats()
+        for ingress_id in ingress_ids:
+            pending = self._admissions[ingress_id]
+            # A step that began after the request came has taken it in.
+            admitted = tuple(attempt for num_steps, attempt in pending if stats.num_steps > num_steps)
+            self._admissions[ingress_id] = [entry for entry in pending if stats.num_steps <= entry[0]]
+            self._server.send(ingress_id, encode_load(load_report(stats, self._meter, admitted)))
+
+    def _announce(self, draining: Draining) -> None:
+        frame = encode_draining(draining)
+        for ingress_id in self._server.subscribers:
+            self._server.send(ingress_id, frame)
+
+    def _watch(self) -> None:
+        if self._closed or self._dead is not None:
+            return
+        try:
+            self._engine.check_health()
+        except EngineDeadError as error:
+            logger.error("The engine has failed; its requests move to other replicas: %s", error)
+            self._dead = error
+            self._announce(Draining(0.0, str(error)))
+            for stream in list(self._streams.values()):
+                stream.finish_reasons[0] = "error"
+                stream.end()
+            self._streams.clear()
+            return
+        self._server.call_later(_WATCH_INTERVAL_S, self._watch)

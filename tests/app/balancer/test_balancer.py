@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from app.balancer import Balancer, BookingGoneError, ReplicaLoad, RequestCost, cost_s
+from app.transport.messages import LoadReport
+
+LOAD = LoadReport(num_blocks=100, num_free_blocks=100, prefill_tokens_per_s=1000.0, decode_step_s=0.02, decode_batch=1)
+COST = RequestCost(prompt_tokens=50, output_tokens=20)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Recording:
+    """The default's choice, checked against the definition of cheapest."""
+
+    def __init__(self) -> None:
+        self.offered: tuple[str, ...] = ()
+
+    def choose(self, request: RequestCost, candidates: Sequence[ReplicaLoad]) -> int:
+        self.offered = tuple(load.replica_id for load in candidates)
+        costs = [cost_s(request, load) for load in candidates]
+        return costs.index(min(costs))
+
+
+class BalancerMachine(RuleBasedStateMachine):
+    """Replicas come, go, drain, fall silent and report; requests are booked, refused and released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.policy = Recording()
+        self.balancer = Balancer(self.policy, stale_after_s=5.0, expire_after_s=20.0, clock=self.clock)
+        self.heard_at: dict[str, float] = {}
+        self.draining: set[str] = set()
+        self.keys: dict[int, frozenset[str]] = {}
+        self.next_key = 0
+
+    def eligible(self) -> set[str]:
+        return {
+            name
+            for name, heard_at in self.heard_at.items()
+            if name not in self.draining and self.clock.now_s - heard_at <= 5.0
+        }
+
+    names = st.sampled_from(("a", "b", "c"))
+
+    @rule(name=names)
+    def add(self, name: str) -> None:
+        if name not in self.heard_at:
+            self.balancer.add_replica(name, 16, LOAD)
+            self.heard_at[name] = self.clock.now_s
+
+    @rule(name=names)
+    def remove(self, name: str) -> None:
+        placed = {key for key in self.keys if self.balancer.replica_of(key) == name}
+        assert set(self.balancer.remove_replica(name)) == placed
+        self.heard_at.pop(name, None)
+        self.draining.discard(name)
+
+    @rule(name=names)
+    def drain(self, name: str) -> None:
+        self.balancer.set_draining(name)
+        if name in self.heard_at:
+            self.draining.add(name)
+
+    @rule(name=names, waiting=st.integers(0, 500), data=st.data())
+    def report(self, name: str, waiting: int, data: st.DataObject) -> None:
+        admitted = tuple(data.draw(st.sets(st.sampled_from(sorted(self.keys))))) if self.keys else ()
+        self.balancer.report(name, LoadReport(**{**_fields(LOAD), "num_waiting_tokens": waiting, "admitted": admitted}))
+        if name in self.heard_at:
+            self.heard_at[name] = self.clock.now_s
+
+    @rule(tokens=st.integers(1, 400), excluded=st.sets(names))
+    def book(self, tokens: int, excluded: set[str]) -> None:
+        self.next_key += 1
+        self.keys[self.next_key] = frozenset(excluded)
+        eligible = self.eligible() - excluded
+        placement = self.balancer.book(self.next_key, RequestCost(tokens, 20), excluded)
+        assert (placement.replica_id in eligible) if eligible else placement.replica_id is None
+        if eligible:
+            assert set(self.policy.offered) == eligible
+
+    @precondition(lambda self: self.keys)
+    @rule(data=st.data(), refused=st.booleans())
+    def place(self, data: st.DataObject, refused: bool) -> None:
+        key = data.draw(st.sampled_from(sorted(self.keys)))
+        before = self.balancer.replica_of(key)
+        eligible = self.eligible() - self.keys[key]
+        after = self.balancer.place(key, refused=refused).replica_id
+        if not refused and before is not None and before not in self.draining:
+            assert after == before
+        elif eligible:
+            assert after in eligible
+        else:
+            assert after is None
+
+    @precondition(lambda self: self.keys)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(sorted(self.keys)))
+        del self.keys[key]
+        self.balancer.release(key)
+        with pytest.raises(BookingGoneError):
+            self.balancer.place(key)
+
+    @rule(seconds=st.sampled_from((1.0, 4.0, 30.0)))
+    def wait(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+        for key in self.balancer.expire():
+            del self.keys[key]
+
+    @invariant()
+    def sums_match_the_bookings(self) -> None:
+        assert self.balancer.num_bookings == len(self.keys)
+        assert self.balancer.num_available == len(self.eligible())
+        for name, replica in self.balancer._replicas.items():
+            placed = [booking for booking in self.balancer._bookings.values() if booking.replica_id == name]
+            unreported = [booking.cost for booking in placed if not booking.reported]
+            assert replica.num_bookings == len(placed)
+            assert replica.unreported_tokens == sum(cost.prompt_tokens for cost in unreported)
+            assert replica.unreported_sequences == sum(cost.num_sequences for cost in unreported)
+            assert replica.unreported_blocks == sum(-(-cost.prompt_tokens // 16) for cost in unreported)
+
+    def teardown(self) -> None:
+        for key in list(self.keys):
+            self.balancer.release(key)
+        assert self.balancer.num_bookings == 0
+        assert all(
+            (replica.num_bookings, replica.unreported_tokens, replica.unreported_sequences) == (0, 0, 0)
+            for replica in self.balancer._replicas.values()
+        )
+
+
+BalancerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestBalancerMachine = BalancerMachine.TestCase
+
+
+def _fields(load: LoadReport) -> dict[str, object]:
+    return {name: getattr(load, name) for name in load.__dataclass_fields__}
+
+
+def test_bookings_of_the_same_millisecond_see_each_other() -> None:
+    balancer = Balancer()
+    for name in ("a", "b", "c", "d"):
+        balancer.add_replica(name, 16, LOAD)
+    placed = [balancer.book(key, COST).replica_id for key in range(8)]
+    assert sorted(map(str, placed)) == ["a", "a", "b", "b", "c", "c", "d", "d"]
+
+
+def test_a_booking_counts_until_the_report_includes_it() -> None:
+    balancer = Balancer()
+    balancer.add_replica("a", 16, LOAD)
+    balancer.add_replica("b", 16, LOAD)
+    assert balancer.book(1, RequestCost(400, 20)).replica_id == "a"
+    balancer.report("a", LoadReport(**{**_fields(LOAD), "admitted": (1,)}))  # type: ignore[arg-type]
+    # The replica says that it includes the request and has nothing to do: it is believed.
+    assert balancer.book(2, COST).replica_id == "b"
+    assert balancer.book(3, COST).replica_id == "a"
+
+
+def test_a_failing_policy_costs_balance_and_no_request(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def choose(self, request: RequestCost, candidates: Sequence[ReplicaLoad]) -> int:
+            raise ZeroDivisionError(len(candidates) + request.prompt_tokens)
+
+    class OutOfRange:
+        def choose(self, request: RequestCost, candidates: Sequence[ReplicaLoad]) -> int:
+            return len(candidates) + request.prompt_tokens
+
+    for policy in (Broken(), OutOfRange()):
+        balancer = Balancer(policy)
+        balancer.add_replica("a", 16, LOAD)
+        balancer.add_replica("b", 16, LOAD)
+        assert [balancer.book(key, COST).replica_id for key in range(4)] == ["a", "b", "a", "b"]
+    assert "ZeroDivisionError" in caplog.text
+    assert "IndexError" in caplog.text
+
+
+def test_a_replica_that_refused_is_asked_again_only_after_all_others() -> None:
+    balancer = Balancer()
+    for name in ("a", "b", "c"):
+        balancer.add_replica(name, 16, LOAD)
+    tried = [balancer.book(1, COST).replica_id]
+    tried += [balancer.place(1, refused=True).replica_id for _ in range(3)]
+    assert sorted(map(str, tried[:3])) == ["a", "b", "c"]
+    assert tried[3] is not None
+    assert balancer.place(1).num_moves == 3
+
+
+def test_threads_neither_lose_nor_leak_bookings() -> None:
+    balancer = Balancer()
+    for name in ("a", "b"):
+        balancer.add_replica(name, 16, LOAD)
+
+    def work(first: int) -> None:
+        for key in range(first, first + 300):
+            balancer.book(key, COST)
+            balancer.place(key, refused=key % 3 == 0)
+            balancer.report("a", LoadReport(num_blocks=9, num_free_blocks=9, admitted=(key,)))
+            balancer.release(key)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(0, 4000, 1000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert balancer.num_bookings == 0
+    assert all(replica.unreported_tokens == replica.num_bookings == 0 for replica in balancer._replicas.values())
