@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import threading
@@ -13,9 +14,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.decoding.output_builder import RequestOutputBuilder
 from engine.engine import LLMEngine
-from engine.errors import ConfigError, EngineDeadError
-from engine.execution.worker import Progress
+from engine.errors import ConfigError, EngineDeadError, RequestError
 from engine.outputs import EngineStats, RequestOutput, SequenceOutput
+from engine.progress import Progress
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
 
@@ -39,7 +40,8 @@ class AsyncLLMEngine:
         self._on_step: OnStep | None = None
         self._streams: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[SequenceOutput]]] = {}
         self._commands: deque[EngineRequest | _Abort] = deque()
-        self._wake = threading.Condition()
+        self._live: set[str] = set()
+        self._wake = threading.Condition(threading.RLock())
         self._stopping = False
         self._error: BaseException | None = None
         self._stats = engine.stats()
@@ -104,18 +106,20 @@ class AsyncLLMEngine:
         """Check a request and queue it for the next step.
 
         Raises:
-            RequestError: it could never be served.
+            RequestError: it could never be served, or its id is in use.
             EngineDeadError: the engine has failed or was shut down.
         """
         self._engine.validate(request)
-        self._submit(request)
+        with self._wake:
+            if request.request_id in self._live:
+                raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
+            self._submit(request)
+            self._live.add(request.request_id)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """End a request, or one of its sequences, after the step that runs. Unknown ids are no error."""
-        try:
+        with self._wake, contextlib.suppress(EngineDeadError):  # if nothing runs any more, that is what was asked for
             self._submit(_Abort(request_id, index))
-        except EngineDeadError:
-            pass  # nothing runs any more, which is what was asked for
 
     async def generate(
         self, prompt: str | Sequence[int], sampling_params: SamplingParams, request_id: str | None = None
@@ -174,11 +178,11 @@ class AsyncLLMEngine:
         return EngineRequest(request_id or f"request-{next(self._request_ids)}", prompt, sampling_params)
 
     def _submit(self, command: EngineRequest | _Abort) -> None:
-        with self._wake:
-            if self._error is not None or self._stopping or self._thread is None:
-                raise EngineDeadError("the engine is not running")
-            self._commands.append(command)
-            self._wake.notify()
+        """Queue a command. The caller holds `_wake`."""
+        if self._error is not None or self._stopping or self._thread is None:
+            raise EngineDeadError("the engine is not running")
+        self._commands.append(command)
+        self._wake.notify()
 
     # On the engine thread
 
@@ -211,16 +215,8 @@ class AsyncLLMEngine:
             if isinstance(command, _Abort):
                 outputs += self._engine.abort(command.request_id, command.index)
             else:
-                outputs += self._add(command)
+                self._engine.add_request(command)
         return outputs
-
-    def _add(self, request: EngineRequest) -> list[SequenceOutput]:
-        try:
-            self._engine.add_request(request)
-        except Exception:
-            # Checked when it was submitted, so only a repeated id comes here; the one that runs must not suffer.
-            logger.exception("request %s was not taken", request.request_id)
-        return []
 
     def _abandon(self) -> list[SequenceOutput]:
         reason = "abort" if self._error is None else "error"
@@ -239,6 +235,8 @@ class AsyncLLMEngine:
         self._stats = self._engine.stats()
         if not outputs:
             return
+        with self._wake:
+            self._live.difference_update(output.request_id for output in outputs if output.request_finished)
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:

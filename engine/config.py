@@ -157,7 +157,7 @@ class EngineConfig:
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size={self.block_size} must be a power of two from 1 to 256")
         _integer("num_blocks", self.num_blocks, 1, 1 << 30, optional=True)
-        _integer("max_model_len", self.max_model_len, 1, 1 << 30, optional=True)
+        _integer("max_model_len", self.max_model_len, 2, 1 << 30, optional=True)
         _integer("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
         _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 24)
         _integer("num_threads", self.num_threads, 1, 1024, optional=True)

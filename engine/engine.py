@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
+from typing import TYPE_CHECKING
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.errors import RequestError
-from engine.execution.executor import Executor, UniprocExecutor
-from engine.execution.worker import Progress, Worker
-from engine.loading import open_checkpoint
+from engine.execution.executor import Executor
 from engine.memory import KVCacheManager, root_hash
 from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
+from engine.progress import Progress
 from engine.request import EngineRequest, ResumedSequence
 from engine.scheduling import SampledToken, Scheduler, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup
-from engine.tokenization import Tokenizer
 from engine.validation import RequestValidator, resolve_max_model_len
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from engine.tokenization import Tokenizer
 
 
 class LLMEngine:
@@ -66,37 +65,15 @@ class LLMEngine:
 
         Args:
             model: a source: a folder, `package:NAME`, `dummy:NAME_OR_CONFIG`.
-            progress: called with (what, done, total) while weights load.
+            progress: told how far the loading of weights has come.
 
         Raises:
             ModelLoadError: the checkpoint is missing, corrupt or not supported.
             ConfigError: the options contradict the checkpoint or the machine.
         """
-        config = config or EngineConfig()
-        checkpoint = open_checkpoint(model)
-        model_config = checkpoint.model_config()
-        worker = Worker(checkpoint, model_config, config, progress)
-        wanted_len = config.max_model_len or model_config.max_position_embeddings
-        cache_config = CacheConfig(
-            config.block_size, worker.choose_num_blocks(wanted_len), config.enable_prefix_caching
-        )
-        engine = cls(
-            UniprocExecutor(worker),
-            model_config,
-            config,
-            cache_config,
-            model_id=checkpoint.name,
-            tokenizer=checkpoint.tokenizer(),
-        )
-        if config.max_model_len is None and engine.max_model_len < model_config.max_position_embeddings:
-            logger.warning(
-                "max_model_len is %d, what the KV pool of %d blocks holds; the checkpoint allows %d",
-                engine.max_model_len,
-                cache_config.num_blocks,
-                model_config.max_position_embeddings,
-            )
-        worker.build_cache(cache_config, engine.max_model_len)
-        return engine
+        from engine.build import build_engine  # brings in torch, which an engine with another executor does not need
+
+        return build_engine(model, config or EngineConfig(), progress)
 
     @property
     def has_unfinished_requests(self) -> bool:
@@ -133,9 +110,7 @@ class LLMEngine:
         self._scheduler.add(group)
         self._num_prompt_tokens += len(request.prompt_token_ids)
 
-    def abort(
-        self, request_id: str, index: int | None = None, reason: FinishReason = "abort"
-    ) -> list[SequenceOutput]:
+    def abort(self, request_id: str, index: int | None = None, reason: FinishReason = "abort") -> list[SequenceOutput]:
         """End a request, or one of its sequences, and free its blocks at once. Unknown ids are no error.
 
         Returns:

@@ -23,7 +23,7 @@ def resolve_max_model_len(config: EngineConfig, model: ModelConfig, num_blocks: 
     if config.max_model_len > pool_tokens:
         raise ConfigError(
             f"max_model_len={config.max_model_len} does not fit the KV pool of {num_blocks} blocks x "
-            f"{config.block_size} tokens = {pool_tokens} tokens; lower it, or raise num_blocks or gpu_memory_utilization"
+            f"{config.block_size} tokens = {pool_tokens} tokens; lower it or raise num_blocks"
         )
     return config.max_model_len
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from engine.execution.worker import Worker
 from engine.scheduling import SampledToken, SchedulerOutput
+
+if TYPE_CHECKING:
+    from engine.execution.worker import Worker
 
 
 class Executor(Protocol):

@@ -16,9 +16,7 @@ class InputBatch:
         max_tokens: rows that a step may have; max_seqs: sequences; max_blocks: blocks of one sequence.
     """
 
-    def __init__(
-        self, max_tokens: int, max_seqs: int, max_blocks: int, block_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, max_tokens: int, max_seqs: int, max_blocks: int, block_size: int, device: torch.device) -> None:
         self._block_size = block_size
         self._device = device
         self._token_ids = np.zeros(max_tokens, dtype=np.int64)

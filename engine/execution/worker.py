@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-
 import torch
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
@@ -15,11 +13,10 @@ from engine.execution.model_runner import ModelRunner, TorchModelRunner
 from engine.kernels import select_backend
 from engine.loading import Checkpoint
 from engine.models import load_model
+from engine.progress import Progress
 from engine.scheduling import SampledToken, SchedulerOutput
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
 
 
 class Worker:

@@ -1,0 +1,45 @@
+"""Puts an engine together: checkpoint, worker, KV pool."""
+
+from __future__ import annotations
+
+import logging
+
+from engine.config import CacheConfig, EngineConfig
+from engine.engine import LLMEngine
+from engine.execution.executor import UniprocExecutor
+from engine.execution.worker import Worker
+from engine.loading import open_checkpoint
+from engine.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+def build_engine(model: str, config: EngineConfig, progress: Progress | None = None) -> LLMEngine:
+    """Load a checkpoint and build the engine for it, on the device that `config` names.
+
+    Raises:
+        ModelLoadError: the checkpoint is missing, corrupt or not supported.
+        ConfigError: the options contradict the checkpoint or the machine.
+    """
+    checkpoint = open_checkpoint(model)
+    model_config = checkpoint.model_config()
+    worker = Worker(checkpoint, model_config, config, progress)
+    wanted_len = config.max_model_len or model_config.max_position_embeddings
+    cache_config = CacheConfig(config.block_size, worker.choose_num_blocks(wanted_len), config.enable_prefix_caching)
+    engine = LLMEngine(
+        UniprocExecutor(worker),
+        model_config,
+        config,
+        cache_config,
+        model_id=checkpoint.name,
+        tokenizer=checkpoint.tokenizer(),
+    )
+    if config.max_model_len is None and engine.max_model_len < model_config.max_position_embeddings:
+        logger.warning(
+            "max_model_len is %d, what the KV pool of %d blocks holds; the checkpoint allows %d",
+            engine.max_model_len,
+            cache_config.num_blocks,
+            model_config.max_position_embeddings,
+        )
+    worker.build_cache(cache_config, engine.max_model_len)
+    return engine
