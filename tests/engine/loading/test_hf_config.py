@@ -1,0 +1,162 @@
+"""config.json and generation_config.json to ModelConfig."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.config import ModelConfig, RopeScaling
+from engine.errors import ModelLoadError, UnsupportedModelError
+from engine.loading.hf_config import read_hf_config
+
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "torch_dtype": "bfloat16",
+}
+LLAMA3_RULE = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def read(folder: Path, fields: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:
+    (folder / "config.json").write_text(json.dumps(fields))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return read_hf_config(folder / "config.json", fingerprint="f")
+
+
+def test_llama_3(tmp_path: Path) -> None:
+    config = read(tmp_path, LLAMA)
+    assert config == ModelConfig(
+        architecture="LlamaForCausalLM",
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        max_position_embeddings=131072,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        bos_token_id=128000,
+        eos_token_ids=(128001, 128008, 128009),
+        dtype="bfloat16",
+        fingerprint="f",
+    )
+
+
+def test_llama_2_without_kv_heads_is_multi_head(tmp_path: Path) -> None:
+    fields = {name: value for name, value in LLAMA.items() if name != "num_key_value_heads"}
+    assert read(tmp_path, fields).num_kv_heads == 32
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_scaling": {"rope_type": "llama3", **LLAMA3_RULE}},
+        {"rope_scaling": {"type": "llama3", **LLAMA3_RULE}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, **LLAMA3_RULE}, "rope_theta": None},
+    ],
+    ids=["transformers-4", "older", "transformers-5"],
+)
+def test_llama3_rope_scaling_in_every_spelling(tmp_path: Path, spelling: dict[str, Any]) -> None:
+    config = read(tmp_path, LLAMA | spelling)
+    assert config.rope_theta == 500000.0
+    assert config.rope_scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+
+
+def test_rope_parameters_of_kind_default_scale_nothing(tmp_path: Path) -> None:
+    config = read(tmp_path, LLAMA | {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}})
+    assert (config.rope_theta, config.rope_scaling) == (7.0, None)
+
+
+def test_eos_ids_of_both_files_are_joined(tmp_path: Path) -> None:
+    config = read(tmp_path, LLAMA | {"eos_token_id": 2}, generation={"eos_token_id": [7, 2]})
+    assert config.eos_token_ids == (7, 2)
+
+
+def test_mistral_window_present_null_and_absent(tmp_path: Path) -> None:
+    mistral = LLAMA | {"architectures": ["MistralForCausalLM"]}
+    assert read(tmp_path, mistral | {"sliding_window": 100}).sliding_window == 100
+    assert read(tmp_path, mistral | {"sliding_window": None}).sliding_window is None
+    assert read(tmp_path, mistral).sliding_window == 4096
+
+
+def test_qwen2_window_only_where_it_is_used(tmp_path: Path) -> None:
+    qwen = LLAMA | {"architectures": ["Qwen2ForCausalLM"], "sliding_window": 50}
+    config = read(tmp_path, qwen | {"use_sliding_window": False})
+    assert (config.sliding_window, config.attention_bias, config.attention_out_bias) == (None, True, False)
+    used = qwen | {"use_sliding_window": True}
+    assert read(tmp_path, used | {"max_window_layers": 32}).sliding_window is None
+    assert read(tmp_path, used | {"max_window_layers": 0}).sliding_window == 50
+    with pytest.raises(UnsupportedModelError, match="a sliding window on 12 of 32 layers"):
+        read(tmp_path, used | {"max_window_layers": 20})
+
+
+def test_qwen3_norms_heads_and_has_its_own_head_dim(tmp_path: Path) -> None:
+    config = read(tmp_path, LLAMA | {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024})
+    assert (config.qk_norm, config.head_dim) == (True, 128)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM, Mis"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"torch_dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn'"),
+        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+    ],
+)
+def test_unsupported_models_say_what_and_what_instead(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="supported: ") as raised:
+        read(tmp_path, LLAMA | change)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architectures": None}, "architectures=None must name one"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"hidden_size": "4096"}, "hidden_size='4096' is not of type int"),
+        ({"hidden_size": True}, "hidden_size=True is not of type int"),
+        ({"hidden_size": 4097}, "hidden_size=4097 is no multiple of 32 heads"),
+        ({"num_key_value_heads": 5}, "num_heads=32 is no multiple of num_kv_heads=5"),
+        ({"num_hidden_layers": 0}, "num_layers=0 must be a positive integer"),
+        ({"rope_scaling": "llama3"}, "rope_scaling='llama3' is not an object"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "rope_scaling.factor=0.5 must be at least 1"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_scaling.low_freq_factor is missing"),
+        ({"eos_token_id": "</s>"}, "eos_token_id='</s>' must be a token id"),
+    ],
+)
+def test_malformed_fields_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelLoadError, match="config.json: ") as raised:
+        read(tmp_path, LLAMA | change)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"'])
+def test_a_file_that_is_no_json_object(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelLoadError, match=r"config\.json: "):
+        read_hf_config(tmp_path / "config.json", "")
