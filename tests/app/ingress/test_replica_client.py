@@ -1,0 +1,622 @@
+"""The client's state machine against replicas that are driven by hand: no Ray cluster, no sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import warnings
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from app.balancer import Balancer, BookingGoneError
+from app.balancer.registry import ReplicaInfo, registry
+from app.transport.frames import Frame, FrameDecoder
+from app.transport.link import Endpoint, LinkListener
+from app.transport.messages import (
+    Draining,
+    Kind,
+    LoadReport,
+    StepMessage,
+    decode_abort,
+    encode_draining,
+    encode_load,
+)
+from engine.errors import EngineDeadError, OverloadedError, PromptTooLongError, QuireError, RequestError
+from engine.outputs import FinishReason, SequenceOutput, TokenLogprobs
+from engine.request import EngineRequest, ResumedSequence
+from engine.sampling_params import SamplingParams
+
+with warnings.catch_warnings():
+    # Ray's modules warn of their own use of pydantic when they are imported.
+    warnings.simplefilter("ignore")
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
+
+    from app.ingress.replica_client import ClientOptions, ReplicaSetClient
+    from app.ingress.replica_links import Connector
+
+pytestmark = pytest.mark.anyio
+
+OPTIONS = ClientOptions(final_record_s=0.1, placement_timeout_s=5.0)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def token(request: EngineRequest, index: int, position: int) -> int:
+    """What sequence `index` draws at `position`, wherever it runs."""
+    return (sum(request.prompt_token_ids) * 31 + index * 101 + position * 7) % 5000
+
+
+def expected(request: EngineRequest, count: int, index: int = 0) -> list[int]:
+    return [token(request, index, position) for position in range(count)]
+
+
+class Call:
+    """One Serve call, as its replica sees it and as the client awaits it."""
+
+    def __init__(self, request: EngineRequest, attempt: int, waited_s: float) -> None:
+        self.request = request
+        self.attempt = attempt
+        self.waited_s = waited_s
+        self.reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.cancelled = False
+        resumed = request.resumed or (ResumedSequence(),) * request.sampling_params.n
+        self.positions = [len(sequence.token_ids) for sequence in resumed]
+        self.num_sent = 0
+
+    def __await__(self) -> Any:
+        return asyncio.shield(self.reply).__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Replica:
+    """A replica driven by hand; also the link to it."""
+
+    def __init__(self, fleet: Fleet, name: str) -> None:
+        self.fleet = fleet
+        self.name = name
+        self.calls: list[Call] = []
+        self.sent: list[Frame] = []
+        self.redialing = True
+        self.closed = False
+        self.listener: LinkListener | None = None
+        self.endpoint = Endpoint(name, 1, name)
+        metadata = {"host": name, "port": 1, "epoch": name, "block_size": 16, "max_model_len": 512}
+        self.info = ReplicaInfo(name, {**metadata, "graceful_shutdown_timeout_s": 0.4})
+
+    def send(self, data: bytes) -> None:
+        self.sent += FrameDecoder().feed(data)
+
+    def stop_redialing(self) -> None:
+        self.redialing = False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def receive(self, data: bytes) -> None:
+        """The client gets these frames."""
+        assert self.listener is not None
+        for frame in FrameDecoder().feed(data):
+            self.listener.link_frame(self, frame)
+
+    def come_up(self) -> None:
+        self.receive(encode_load(LoadReport(num_blocks=100, num_free_blocks=100)))
+
+    def go_down(self) -> None:
+        assert self.listener is not None
+        self.listener.link_down(self, ConnectionResetError("reset"))
+
+    def step(self, call: Call, *, count: int = 1, finish: FinishReason | None = None, index: int = 0) -> None:
+        """One engine step of one sequence; `finish` ends the request."""
+        message = StepMessage()
+        self.add_to(message, call, count=count, finish=finish, index=index)
+        self.receive(message.encode())
+
+    def add_to(
+        self,
+        message: StepMessage,
+        call: Call,
+        *,
+        count: int = 1,
+        finish: FinishReason | None = None,
+        index: int = 0,
+        ends: bool = True,
+    ) -> None:
+        start = call.positions[index]
+        call.positions[index] += count
+        call.num_sent += count
+        tokens = [token(call.request, index, position) for position in range(start, start + count)]
+        output = SequenceOutput("", index, tokens, finish_reason=finish)
+        message.add(call.attempt, output, call.num_sent if finish and ends else None)
+
+    @property
+    def aborts(self) -> list[int]:
+        return [attempt for frame in self.sent if frame.kind == Kind.ABORT for attempt in decode_abort(frame)]
+
+
+class Fleet:
+    """A handle whose calls go where the client's bookings say, and the replicas behind it."""
+
+    app_name = "app"
+    deployment_name = "engine"
+
+    def __init__(self) -> None:
+        self.replicas: dict[str, Replica] = {}
+        self.routing: set[asyncio.Task[None]] = set()
+        self.calls: list[Call] = []
+
+    def options(self, *, method_name: str) -> Fleet:
+        assert method_name == "generate"
+        return self
+
+    def remote(self, request: EngineRequest, *, ingress_id: str, attempt: int, waited_s: float) -> Call:
+        call = Call(request, attempt, waited_s)
+        self.calls.append(call)
+        task = asyncio.get_running_loop().create_task(self._route(call, ingress_id))
+        self.routing.add(task)
+        task.add_done_callback(self.routing.discard)
+        return call
+
+    async def _route(self, call: Call, ingress_id: str) -> None:
+        client = registry.find(ingress_id)
+        assert client is not None
+        while True:
+            try:
+                placement = client.place(call.attempt, refused=False)
+            except BookingGoneError:
+                return
+            if placement.replica_id is not None:
+                self.replicas[placement.replica_id].calls.append(call)
+                return
+            await asyncio.sleep(0.01)
+
+    def connect(self, endpoint: Endpoint, _ingress_id: str, secret: bytes, listener: LinkListener) -> Replica:
+        assert secret == b"secret"
+        self.replicas[endpoint.host].listener = listener
+        return self.replicas[endpoint.host]
+
+    def add(self, name: str) -> Replica:
+        self.replicas[name] = Replica(self, name)
+        return self.replicas[name]
+
+    def publish(self, *names: str) -> None:
+        registry.publish("app#engine", tuple(self.replicas[name].info for name in names))
+
+    async def first_call(self, count: int = 1) -> tuple[Replica, Call]:
+        """The replica that got the `count`-th call, once it has."""
+        await until(lambda: len(self.calls) >= count)
+        call = self.calls[count - 1]
+        await until(lambda: any(call in replica.calls for replica in self.replicas.values()))
+        return next(replica for replica in self.replicas.values() if call in replica.calls), call
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 3.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - conditions of many kinds
+            await asyncio.sleep(0.002)
+
+
+class World:
+    def __init__(self, options: ClientOptions = OPTIONS) -> None:
+        self.fleet = Fleet()
+        self.balancer = Balancer()
+        self.client = ReplicaSetClient(
+            "model",
+            self.fleet,
+            options,
+            balancer=self.balancer,
+            connector=Connector(lambda: b"secret", self.fleet.connect),
+        )
+
+    async def start(self, *names: str) -> None:
+        for name in names:
+            self.fleet.add(name)
+        self.fleet.publish(*names)
+        assert not await self.client.wait_ready(0.02)
+        await until(lambda: all(replica.listener for replica in self.fleet.replicas.values()))
+        for replica in self.fleet.replicas.values():
+            replica.come_up()
+        if names:
+            assert await self.client.wait_ready(1)
+
+    def read(self, request: EngineRequest) -> asyncio.Task[list[SequenceOutput]]:
+        return asyncio.get_running_loop().create_task(collect(self.client.generate(request)))
+
+    def assert_clean(self) -> None:
+        assert self.balancer.num_bookings == 0
+        assert self.client._attempts == {}
+
+
+@pytest.fixture
+async def world() -> AsyncGenerator[World, None]:
+    world = World()
+    await world.start("a", "b")
+    yield world
+    await world.client.close()
+    world.fleet.publish()
+    world.assert_clean()
+
+
+async def collect(stream: AsyncGenerator[list[SequenceOutput], None]) -> list[SequenceOutput]:
+    outputs = []
+    async with aclosing(stream):
+        async for batch in stream:
+            outputs += batch
+    return outputs
+
+
+def make_request(max_tokens: int = 8, **params: Any) -> EngineRequest:
+    return EngineRequest("request", [3, 1, 4, 1, 5], SamplingParams(max_tokens=max_tokens, seed=7, **params))
+
+
+def tokens_of(outputs: list[SequenceOutput], index: int = 0) -> list[int]:
+    return [item for output in outputs if output.index == index for item in output.token_ids]
+
+
+def wrapped(error: Exception) -> Exception:
+    """As Ray hands over what a replica's method raised."""
+    wrapper: Any = RayTaskError
+    wrapped_error: Exception = wrapper("generate", "traceback", error).as_instanceof_cause()
+    return wrapped_error
+
+
+async def test_tokens_arrive_and_the_final_record_finishes(world: World) -> None:
+    request = make_request()
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call()
+    for _ in range(3):
+        replica.step(call)
+    await asyncio.sleep(0.02)
+    assert not reader.done()
+    replica.step(call, finish="length")
+    outputs = await reader
+    assert tokens_of(outputs) == expected(request, 4)
+    assert [output.request_finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    assert {output.request_id for output in outputs} == {"request"}
+    world.assert_clean()
+    # The call is left to return by itself: nothing was wrong with it.
+    assert not call.cancelled
+    assert replica.aborts == []
+    call.reply.set_result({})
+
+
+async def test_the_calls_reply_does_not_finish_a_request(world: World) -> None:
+    request = make_request()
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call()
+    replica.step(call)
+    call.reply.set_result({})
+    await asyncio.sleep(0.03)
+    replica.step(call, finish="length")
+    assert tokens_of(await reader) == expected(request, 2)
+
+
+async def test_a_final_record_that_never_comes_is_a_failure(world: World) -> None:
+    request = make_request()
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call()
+    replica.step(call)
+    call.reply.set_result({})
+    replica, call = await world.fleet.first_call(2)
+    assert call.request.resumed == (ResumedSequence(tuple(expected(request, 1))),)
+    replica.step(call, finish="length")
+    assert tokens_of(await reader) == expected(request, 2)
+
+
+@pytest.mark.parametrize("first_sign", ["call", "line"])
+@pytest.mark.parametrize("num_before", [0, 5])
+async def test_a_request_outlives_its_replica(world: World, first_sign: str, num_before: int) -> None:
+    request = make_request(max_tokens=9, logprobs=1)
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call()
+    if num_before:
+        replica.step(call, count=num_before)
+    if first_sign == "call":
+        call.reply.set_exception(ActorDiedError())
+        await until(lambda: len(world.fleet.calls) == 2)
+        replica.go_down()
+    else:
+        replica.go_down()
+        call.reply.set_exception(ActorUnavailableError("gone", None))
+    other, second = await world.fleet.first_call(2)
+    assert other is not replica
+    assert second.attempt != call.attempt
+    assert [len(item.token_ids) for item in second.request.resumed] == ([num_before] if num_before else [])
+    # What the dead replica had still on its way must not come twice.
+    if first_sign == "call":
+        replica.receive(_late_step(call))
+    other.step(second, count=9 - num_before, finish="length")
+    outputs = await reader
+    assert tokens_of(outputs) == expected(request, 9)
+    assert sum(output.request_finished for output in outputs) == 1
+    assert len(world.fleet.calls) == 2
+
+
+def _late_step(call: Call) -> bytes:
+    message = StepMessage()
+    message.add(call.attempt, SequenceOutput("", 0, [1, 2, 3], finish_reason="length"), 99)
+    return message.encode()
+
+
+async def test_only_unfinished_sequences_go_on_elsewhere(world: World) -> None:
+    request = make_request(n=2)
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call()
+    message = StepMessage()
+    replica.add_to(message, call, count=2, finish="stop", ends=False)
+    replica.add_to(message, call, count=3, index=1)
+    replica.receive(message.encode())
+    replica.go_down()
+    other, second = await world.fleet.first_call(2)
+    assert [(len(item.token_ids), item.finished) for item in second.request.resumed] == [(2, True), (3, False)]
+    other.step(second, count=2, index=1, finish="length")
+    outputs = await reader
+    assert tokens_of(outputs, 0) == expected(request, 2, 0)
+    assert tokens_of(outputs, 1) == expected(request, 5, 1)
+
+
+async def test_logprobs_travel_with_their_sum(world: World) -> None:
+    reader = world.read(make_request(logprobs=0))
+    replica, call = await world.fleet.first_call()
+    message = StepMessage()
+    message.add(call.attempt, SequenceOutput("", 0, [5, 6], [TokenLogprobs(-1.0, ()), TokenLogprobs(-0.25, ())]), None)
+    replica.receive(message.encode())
+    replica.go_down()
+    other, second = await world.fleet.first_call(2)
+    assert second.request.resumed[0].cumulative_logprob == -1.25
+    other.step(second, finish="length")
+    assert [entry.logprob for output in await reader for entry in output.logprobs or []] == [-1.0, -0.25]
+
+
+@pytest.mark.parametrize("error", [PromptTooLongError("too long", param="prompt"), RequestError("bad", param="seed")])
+async def test_a_refusal_reaches_the_reader_with_its_fields(world: World, error: RequestError) -> None:
+    reader = world.read(make_request())
+    _, call = await world.fleet.first_call()
+    call.reply.set_exception(wrapped(error))
+    with pytest.raises(type(error)) as raised:
+        await reader
+    assert (str(raised.value), raised.value.param) == (str(error), error.param)
+    assert not isinstance(raised.value, RayTaskError)
+    assert len(world.fleet.calls) == 1
+
+
+async def test_an_unforeseen_fault_on_a_replica_is_reported_and_not_repeated(world: World) -> None:
+    reader = world.read(make_request())
+    _, call = await world.fleet.first_call()
+    call.reply.set_exception(wrapped(KeyError("bug")))
+    with pytest.raises(QuireError, match="the replica failed"):
+        await reader
+    assert len(world.fleet.calls) == 1
+
+
+async def test_an_overloaded_replica_sends_the_request_to_another_once(world: World) -> None:
+    reader = world.read(make_request())
+    replica, call = await world.fleet.first_call()
+    call.reply.set_exception(wrapped(OverloadedError("full", retry_after_s=3)))
+    other, second = await world.fleet.first_call(2)
+    assert other is not replica
+    other.step(second, finish="length")
+    assert len(tokens_of(await reader)) == 1
+
+
+async def test_overload_everywhere_is_told() -> None:
+    world = World()
+    await world.start("only")
+    reader = world.read(make_request())
+    _, call = await world.fleet.first_call()
+    call.reply.set_exception(wrapped(OverloadedError("full", retry_after_s=3)))
+    with pytest.raises(OverloadedError) as raised:
+        await reader
+    assert raised.value.retry_after_s == 3
+    await world.client.close()
+
+
+async def test_a_dead_engine_is_left_and_excluded(world: World) -> None:
+    request = make_request()
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call()
+    replica.step(call, count=2)
+    replica.step(call, count=0, finish="error")
+    other, second = await world.fleet.first_call(2)
+    assert other is not replica
+    other.step(second, count=3, finish="length")
+    outputs = await reader
+    assert tokens_of(outputs) == expected(request, 5)
+    assert {output.finish_reason for output in outputs} <= {None, "length"}
+
+
+async def test_a_request_that_fails_everywhere_ends(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ray.serve")
+    reader = world.read(make_request())
+    for count in range(1, OPTIONS.max_attempts + 1):
+        replica, call = await world.fleet.first_call(count)
+        replica.go_down()
+        replica.come_up()
+    with pytest.raises(EngineDeadError, match=f"failed on {OPTIONS.max_attempts} replicas"):
+        await reader
+    assert call.attempt == OPTIONS.max_attempts
+
+
+async def test_closing_the_generator_aborts_by_both_roads(world: World) -> None:
+    stream = world.client.generate(make_request())
+    first = asyncio.get_running_loop().create_task(anext(stream))
+    replica, call = await world.fleet.first_call()
+    replica.step(call)
+    assert tokens_of(await first) == expected(call.request, 1)
+    await stream.aclose()
+    assert replica.aborts == [call.attempt]
+    assert call.cancelled
+    world.assert_clean()
+    # Its last words find nobody.
+    replica.step(call, count=0, finish="abort")
+
+
+async def test_cancelling_the_reader_aborts(world: World) -> None:
+    reader = world.read(make_request())
+    replica, call = await world.fleet.first_call()
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert replica.aborts == [call.attempt]
+    world.assert_clean()
+
+
+async def test_a_late_reader_gets_its_tokens_coalesced(world: World) -> None:
+    request = make_request(n=2)
+    stream = world.client.generate(request)
+    first = asyncio.get_running_loop().create_task(anext(stream))
+    replica, call = await world.fleet.first_call()
+    replica.step(call)
+    await first
+    for _ in range(3):
+        replica.step(call)
+        replica.step(call, index=1)
+    batch = await anext(stream)
+    assert [(output.index, len(output.token_ids)) for output in batch] == [(0, 3), (1, 3)]
+    assert batch[0].token_ids == expected(request, 4)[1:]
+    await stream.aclose()
+
+
+async def test_a_reader_too_late_loses_its_request() -> None:
+    world = World(OPTIONS._replace(max_unread_tokens=10))
+    await world.start("a")
+    stream = world.client.generate(make_request(max_tokens=100))
+    first = asyncio.get_running_loop().create_task(anext(stream))
+    replica, call = await world.fleet.first_call()
+    replica.step(call)
+    await first
+    replica.step(call, count=10)
+    replica.step(call, count=1)
+    assert replica.aborts == [call.attempt]
+    with pytest.raises(OverloadedError, match="11 tokens behind"):
+        await anext(stream)
+    await world.client.close()
+    world.assert_clean()
+
+
+async def test_a_count_that_does_not_agree_is_an_error(world: World) -> None:
+    reader = world.read(make_request())
+    replica, call = await world.fleet.first_call()
+    call.num_sent = 5
+    replica.step(call, finish="length")
+    with pytest.raises(QuireError, match="1 tokens came, the replica sent 6"):
+        await reader
+
+
+@pytest.mark.parametrize("sign", ["DRAINING", "unlisted"])
+async def test_a_draining_replica_is_left_in_order(world: World, sign: str) -> None:
+    """Waiting requests move at once, running ones at the deadline, and nobody sees a seam."""
+    running_request, waiting_request = make_request(max_tokens=20), make_request(max_tokens=3)
+    running = world.read(running_request)
+    replica, running_call = await world.fleet.first_call()
+    other = world.fleet.replicas["b" if replica.name == "a" else "a"]
+    other.go_down()
+    waiting = world.read(waiting_request)
+    _, waiting_call = await world.fleet.first_call(2)
+    assert waiting_call in replica.calls
+    replica.step(running_call, count=4)
+    other.come_up()
+    if sign == "DRAINING":
+        replica.receive(encode_draining(Draining(0.2, "test")))
+    else:
+        world.fleet.publish(other.name)
+    to, moved = await world.fleet.first_call(3)
+    assert (to, moved.request.request_id) == (other, "request")
+    assert moved.request == waiting_request
+    assert waiting_call.cancelled
+    other.step(moved, count=3, finish="length")
+    assert tokens_of(await waiting) == expected(waiting_request, 3)
+    assert not running_call.cancelled
+    replica.step(running_call, count=2)
+    to, resumed = await world.fleet.first_call(4)
+    assert to is other
+    assert len(resumed.request.resumed[0].token_ids) == 6
+    assert running_call.attempt in replica.aborts
+    other.step(resumed, count=2, finish="length")
+    assert tokens_of(await running) == expected(running_request, 8)
+    # Being moved is no failure.
+    assert world.client.state().num_replicas == 1
+    assert replica.redialing == (sign == "DRAINING")
+
+
+async def test_waiting_requests_leave_a_draining_replica_when_another_comes() -> None:
+    world = World()
+    await world.start("a")
+    reader = world.read(make_request())
+    _, call = await world.fleet.first_call()
+    world.fleet.replicas["a"].receive(encode_draining(Draining(30.0, "test")))
+    assert not world.client.state().ready
+    assert not call.cancelled
+    other = world.fleet.add("b")
+    world.fleet.publish("a", "b")
+    await until(lambda: other.listener)
+    other.come_up()
+    to, second = await world.fleet.first_call(2)
+    assert to is other
+    other.step(second, finish="length")
+    await reader
+    await world.client.close()
+
+
+async def test_with_no_replica_requests_wait_for_one() -> None:
+    world = World()
+    await world.start()
+    assert world.client.state() == ("model", False, 0, "starting: no replica is ready yet", None)
+    reader = world.read(make_request())
+    await until(lambda: world.fleet.calls)
+    replica = world.fleet.add("late")
+    world.fleet.publish("late")
+    await until(lambda: replica.listener)
+    assert "connecting" in world.client.state().detail
+    replica.come_up()
+    assert world.client.state() == ("model", True, 1, "ready", 512)
+    _, call = await world.fleet.first_call()
+    replica.step(call, finish="length")
+    assert len(tokens_of(await reader)) == 1
+    await world.client.close()
+
+
+async def test_with_no_replica_for_too_long_requests_fail() -> None:
+    world = World(OPTIONS._replace(placement_timeout_s=0.05))
+    await world.start()
+    with pytest.raises(EngineDeadError, match=r"no replica of model was ready within 0\.05 s"):
+        await world.read(make_request())
+    await world.client.close()
+    world.assert_clean()
+
+
+async def test_a_model_that_scales_to_zero_is_ready_at_zero() -> None:
+    world = World(OPTIONS._replace(scales_to_zero=True))
+    assert await world.client.wait_ready(1)
+    assert world.client.state()[1:3] == (True, 0)
+    await world.client.close()
+
+
+async def test_closing_the_client_ends_what_runs(world: World) -> None:
+    reader = world.read(make_request())
+    replica, call = await world.fleet.first_call()
+    await world.client.close()
+    with pytest.raises(EngineDeadError, match="shutting down"):
+        await reader
+    assert replica.aborts == [call.attempt]
+    assert replica.closed
+    with pytest.raises(EngineDeadError, match="shutting down"):
+        await world.read(make_request())
+
+
+async def test_a_request_keeps_its_place_when_it_moves(world: World) -> None:
+    reader = world.read(make_request())
+    replica, _ = await world.fleet.first_call()
+    await asyncio.sleep(0.05)
+    replica.go_down()
+    other, second = await world.fleet.first_call(2)
+    assert second.waited_s >= 0.05
+    other.step(second, finish="length")
+    await reader
