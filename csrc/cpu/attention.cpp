@@ -153,6 +153,15 @@ void find_rows(const QuirePagedAttentionParams& p, const QuireCacheView& cache, 
     }
 }
 
+// Ask for rows of the cache before they are needed: a block is too short a run for the hardware to foresee the next.
+template <typename C>
+void prefetch_rows(const C* const* rows, int num_tokens, int64_t head_dim) {
+    constexpr int64_t kLine = 64 / sizeof(C);
+    for (int t = 0; t < num_tokens; ++t) {
+        for (int64_t d = 0; d < head_dim; d += kLine) __builtin_prefetch(rows[t] + d);
+    }
+}
+
 template <typename C>
 void gather_keys(const C* const* rows, int num_tokens, int64_t head_dim, float* keys) {
     for (int t = 0; t < num_tokens; t += kWidth) {
@@ -241,9 +250,16 @@ void attend_segment(const QuirePagedAttentionParams& p, const QueryTile& tile, i
     int position = oldest > segment_begin ? oldest / kTile * kTile : segment_begin;
     for (; position < segment_end; position += kTile) {
         const int num_tokens = segment_end - position < kTile ? segment_end - position : kTile;
-        const C* rows[kTile];
+        const C *rows[kTile], *value_rows[kTile];
         find_rows(p, p.key_cache, tile.seq, kv_head, position, num_tokens, rows);
+        find_rows(p, p.value_cache, tile.seq, kv_head, position, num_tokens, value_rows);
+        prefetch_rows(value_rows, num_tokens, head_dim);
         gather_keys(rows, num_tokens, head_dim, keys);
+        const int next = position + kTile, num_next = last + 1 - next < kTile ? last + 1 - next : kTile;
+        if (num_next > 0) {
+            find_rows(p, p.key_cache, tile.seq, kv_head, next, num_next, rows);
+            prefetch_rows(rows, num_next, head_dim);
+        }
         for_row_groups(num_rows, ScoreRows{queries, dim, keys, head_dim, num_tokens, scores});
 
         for (int64_t r = 0; r < num_rows; ++r) {
@@ -253,13 +269,12 @@ void attend_segment(const QuirePagedAttentionParams& p, const QueryTile& tile, i
                       state.max + r, state.sum + r, state.acc + r * dim, dim);
         }
 
-        find_rows(p, p.value_cache, tile.seq, kv_head, position, num_tokens, rows);
         if (in_place) {
-            for_row_groups(num_rows, ValueRows<C>{scores, rows, num_tokens, state.acc, dim});
+            for_row_groups(num_rows, ValueRows<C>{scores, value_rows, num_tokens, state.acc, dim});
         } else {
             const float* values[kTile];
             for (int t = 0; t < num_tokens; ++t) values[t] = packed + t * dim;
-            gather_values(rows, num_tokens, head_dim, packed);
+            gather_values(value_rows, num_tokens, head_dim, packed);
             for_row_groups(num_rows, ValueRows<float>{scores, values, num_tokens, state.acc, dim});
         }
     }
