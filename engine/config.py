@@ -123,7 +123,8 @@ class EngineConfig:
         max_model_len: longest sequence in tokens, prompt and output; None takes the checkpoint's.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: token budget of one step, shared by decodes and prompt chunks.
-        num_threads: threads of the CPU kernels and of torch; None takes the cores this process may use.
+        num_threads: threads of the CPU kernels and of torch; None takes all cores this process may use but one. Matrix
+            products wait for their slowest thread, so a core shared with other work slows a step many times over.
         enable_prefix_caching: reuse KV blocks of equal prefixes.
         preemption: what happens to the newest group when blocks run out: "recompute", or "auto" for the cheapest.
         kernels: "auto", or the name of a kernel backend ("reference", "cpu", "cuda") for tests and comparisons.

@@ -11,8 +11,7 @@ from engine.execution import platform
 from engine.execution.cache_engine import CacheEngine
 from engine.execution.model_runner import ModelRunner, TorchModelRunner
 from engine.kernels import select_backend
-from engine.loading import Checkpoint
-from engine.models import load_model
+from engine.loading import Checkpoint, load_model
 from engine.progress import Progress
 from engine.scheduling import SampledToken, SchedulerOutput
 
@@ -30,7 +29,7 @@ class Worker:
         self._device = platform.resolve_device(config.device)
         self._dtype = platform.resolve_dtype(config.dtype, self._device)
         self._kv_dtype = self._dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
-        num_threads = config.num_threads or platform.num_available_cores()
+        num_threads = config.num_threads or max(1, platform.num_available_cores() - 1)
         torch.set_num_threads(num_threads)
         self._kernels = select_backend(config.kernels, self._device.type, num_threads)
         self._model = load_model(

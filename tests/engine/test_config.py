@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, UnsupportedModelError
+from tests.engine.doubles import MODEL
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("block_size", 3),
+        ("block_size", 512),
+        ("block_size", 0),
+        ("num_blocks", 0),
+        ("dtype", "float64"),
+        ("device", "tpu"),
+        ("max_model_len", 1),
+        ("max_num_seqs", 0),
+        ("max_num_batched_tokens", 0),
+        ("gpu_memory_utilization", 1.5),
+        ("enable_prefix_caching", "yes"),
+        ("preemption", "swap"),
+        ("quantization", "int4"),
+        ("kernels", "metal"),
+        ("seed", -1),
+        ("num_threads", 0),
+    ],
+)
+def test_a_bad_option_is_refused_and_named(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field):
+        EngineConfig.from_dict({field: value})
+
+
+def test_an_unknown_option_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"unknown engine option blok_size; known: .*block_size"):
+        EngineConfig.from_dict({"blok_size": 16})
+
+
+def test_model_shapes_are_checked() -> None:
+    with pytest.raises(ConfigError, match="no multiple"):
+        dataclasses.replace(MODEL, num_heads=3, num_kv_heads=2)
+    with pytest.raises(ConfigError, match="hidden_size"):
+        dataclasses.replace(MODEL, hidden_size=0)
+    with pytest.raises(UnsupportedModelError, match="gelu"):
+        dataclasses.replace(MODEL, hidden_act="gelu")
