@@ -50,6 +50,8 @@ def read_gguf_config(file: GGUFFile, fingerprint: str) -> ModelConfig:
         raise UnsupportedModelError(f"{file.path}: architecture {kind!r}", _ARCHITECTURES)
     if file.get(f"{kind}.expert_count", int):
         raise UnsupportedModelError(f"{file.path}: a mixture of experts", ["dense models"])
+    if (file.get("split.count", int) or 1) > 1:
+        raise UnsupportedModelError(f"{file.path}: a model split over several files", ["one GGUF file a model"])
     try:
         return _model_config(file, kind, fingerprint)
     except ConfigError as error:

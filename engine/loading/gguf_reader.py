@@ -160,7 +160,10 @@ class GGUFFile:
         return GGUFTensor(name, shape, tensor_type, start, num_bytes)
 
     def _place(self, infos: list[GGUFTensor], header_end: int) -> dict[str, GGUFTensor]:
-        alignment = self.get("general.alignment", int) or 32
+        alignment = self.get("general.alignment", int)
+        alignment = 32 if alignment is None else alignment
+        if alignment < 1 or alignment & (alignment - 1):
+            raise ModelLoadError(f"{self.path}: metadata general.alignment={alignment} must be a power of two")
         data_start = -(-header_end // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}
         for info in infos:
@@ -217,9 +220,9 @@ class _Cursor:
         if type_id == _STRING:
             return self.strings(count)
         if type_id in _SCALARS:
+            if count * _SCALARS[type_id].size > len(self.data) - self.offset:
+                raise _EndOfFileError  # before a damaged count asks for terabytes
             layout = struct.Struct(f"<{count}{_SCALARS[type_id].format[1:]}")
-            if self.offset + layout.size > len(self.data):
-                raise _EndOfFileError
             values = layout.unpack_from(self.data, self.offset)
             self.offset += layout.size
             return list(values)

@@ -26,7 +26,7 @@ class LlamaAttention:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
         self.sliding_window = config.sliding_window
         self.qkv_proj = QKVLinear(
@@ -45,6 +45,7 @@ class LlamaAttention:
             RMSNorm(config.head_dim, config.rms_norm_eps, kernels, dtype, device) if config.qk_norm else None
             for _ in range(2)
         )
+        self._head_counts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         self._cos_sin = cos_sin
         self._kernels = kernels
 
@@ -53,7 +54,7 @@ class LlamaAttention:
     ) -> torch.Tensor:
         num_tokens = x.shape[0]
         heads = self.qkv_proj(x).view(num_tokens, -1, self.head_dim)
-        query, key, value = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        query, key, value = torch.split(heads, self._head_counts, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query.contiguous()), self.k_norm(key.contiguous())
         self._kernels.rotate_and_cache(query, key, value, self._cos_sin, key_cache, value_cache, metadata)

@@ -83,8 +83,8 @@ class Tokenizer:
         """
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except UnicodeEncodeError as error:  # a lone surrogate, which JSON can carry
-            raise RequestError(f"the text is not valid Unicode: {error}", param="prompt") from error
+        except (TypeError, UnicodeEncodeError) as error:  # JSON can carry a lone surrogate; the library wants UTF-8
+            raise RequestError("the text is not valid Unicode: it holds a lone surrogate", param="prompt") from error
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True, continuation: bool = False) -> str:

@@ -48,7 +48,8 @@ def hf_model(architecture: str, **overrides: Any) -> PreTrainedModel:
     }
     make_config, make_model = FAMILIES[architecture]
     torch.manual_seed(0)
-    model = make_model(make_config(**(shape | overrides))).eval()
+    model = make_model(make_config(**(shape | overrides)))
+    model.train(False)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("norm.weight", "bias")):
@@ -68,21 +69,24 @@ def gguf_names(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict
     """Hugging Face weights under GGUF's names, by the gguf package's own table; Llama's Q and K permuted."""
     arch = {"Llama": "LLAMA", "Qwen2": "QWEN2", "Qwen3": "QWEN3"}[config.architecture.removesuffix("ForCausalLM")]
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch], config.num_layers)
-    out = {}
+    out: dict[str, np.ndarray[Any, Any]] = {}
     for name, weight in weights.items():
         values = weight.detach().float().numpy()
         if arch == "LLAMA" and "q_proj" in name:
             values = _permute(values, config.num_heads)
         if arch == "LLAMA" and "k_proj" in name:
             values = _permute(values, config.num_kv_heads)
-        out[table.get_name(name, try_suffixes=(".weight", ".bias"))] = np.ascontiguousarray(values)
+        renamed = table.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert renamed is not None, name
+        out[renamed] = np.ascontiguousarray(values)
     return out
 
 
 def _permute(values: np.ndarray[Any, Any], num_heads: int) -> np.ndarray[Any, Any]:
     """What llama.cpp's conversion does to Llama's Q and K: rows (half, i) of a head become (i, half)."""
     rows = np.arange(values.shape[0]).reshape(num_heads, 2, -1)
-    return values[rows.transpose(0, 2, 1).reshape(-1)]
+    permuted: np.ndarray[Any, Any] = values[rows.transpose(0, 2, 1).reshape(-1)]
+    return permuted
 
 
 def write_gguf(

