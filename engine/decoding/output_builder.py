@@ -81,9 +81,9 @@ class _Completion:
         if self._stop_checker is None:
             self._output.text += text
             return False
-        may_stop = len(self._output.token_ids) >= self._params.min_tokens
-        self._output.text += self._stop_checker.append(text, may_stop=may_stop)
-        matched = self._stop_checker.matched
+        can_stop = len(self._output.token_ids) >= self._params.min_tokens
+        released, matched = self._stop_checker.append(text, can_stop)
+        self._output.text += released
         if matched is None:
             if reason is not None:
                 self._output.text += self._stop_checker.flush()

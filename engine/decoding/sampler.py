@@ -29,7 +29,9 @@ class Sampler:
     def __init__(self, eos_token_ids: SequenceOf[int]) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
 
-    def sample(self, logits: FloatArray, requests: SequenceOf[SampleRequest], rows: SequenceOf[int]) -> list[SampledToken]:
+    def sample(
+        self, logits: FloatArray, requests: SequenceOf[SampleRequest], rows: SequenceOf[int]
+    ) -> list[SampledToken]:
         """Draw one token for each request.
 
         Args:
@@ -67,9 +69,7 @@ def _draw(logits: FloatArray, params: SamplingParams, draw: float) -> int:
     return int(tokens[min(index, len(tokens) - 1)])
 
 
-def _candidates(
-    logits: FloatArray, params: SamplingParams
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+def _candidates(logits: FloatArray, params: SamplingParams) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
     """Tokens left by top-k and top-p with their probabilities, unnormalised; most likely first unless all are left."""
     vocab_size = len(logits)
     top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size
@@ -85,9 +85,7 @@ def _candidates(
         if top_k == vocab_size:
             total = _exponentials(logits, params.temperature, logits[tokens[0]]).sum()
         elif count < top_k:
-            total = _exponentials(
-                logits[_most_likely(logits, top_k)], params.temperature, logits[tokens[0]]
-            ).sum()
+            total = _exponentials(logits[_most_likely(logits, top_k)], params.temperature, logits[tokens[0]]).sum()
         else:
             total = probabilities.sum()
         # Keep a token if the mass before it is below top_p: the smallest set that reaches it.
