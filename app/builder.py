@@ -7,17 +7,25 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
+from ray.serve.config import RequestRouterConfig
 
 from app.config import AppArgs, DeploymentArgs, IngressArgs, IngressUserConfig, ModelArgs, RayActorOptions
 from app.ingress.deployment import Ingress
-from app.replica.deployment import EngineReplica, request_router_config
+from app.replica.deployment import EngineReplica
+
+# By name: the router is then imported where it runs.
+REQUEST_ROUTER = "app.balancer.router:BookedRequestRouter"
 
 # Requests beyond what an engine runs at once wait in its own queue, which knows their cost; Serve's knows nothing.
 _ONGOING_PER_SEQUENCE = 8
 
 
-def build(args: AppArgs) -> Application:
-    """The application that `args` describe: `Ingress` bound to one `engine-<id>` deployment a model."""
+def build(args: AppArgs | dict[str, Any]) -> Application:
+    """The application that `args` describe: `Ingress` bound to one `engine-<id>` deployment a model.
+
+    Serve hands over the YAML's mapping as it stands. Raises ConfigError, which names what is wrong in it.
+    """
+    args = args if isinstance(args, AppArgs) else AppArgs.from_dict(args)
     names = deployment_names(args.models)
     engines = {model.id: _engine_deployment(model, names[model.id]) for model in args.models}
     user_config = IngressUserConfig(aliases=args.aliases, api_keys=args.ingress.api_keys)
@@ -60,7 +68,7 @@ def _engine_deployment(model: ModelArgs, name: str) -> Application:
         **_serve_options(model.deployment),
         max_constructor_retry_count=model.deployment.max_constructor_retry_count,
         max_ongoing_requests=engine_max_ongoing_requests(model),
-        request_router_config=request_router_config(),
+        request_router_config=RequestRouterConfig(request_router_class=REQUEST_ROUTER),  # type: ignore[arg-type]
     )
     if model.engine_config.num_threads is not None:
         actor_options = _with_threads(actor_options, model.engine_config.num_threads)

@@ -10,10 +10,12 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from app.config import AppArgs, ModelArgs
+from engine.errors import ConfigError
 
 with warnings.catch_warnings():
     # Ray's modules warn of their own use of pydantic when they are imported.
     warnings.simplefilter("ignore")
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve._private.build_app import BuiltApplication, build_app
     from ray.serve.schema import ServeDeploySchema
 
@@ -23,7 +25,8 @@ CONFIGS = Path(__file__).parents[2] / "serve_configs"
 
 
 def built(args: dict[str, Any]) -> BuiltApplication:
-    return build_app(build(AppArgs.from_dict(args)), name="quire")
+    # As Serve does with a config's `args`.
+    return build_app(call_user_app_builder_with_args_if_necessary(build, args), name="quire")
 
 
 def model(identifier: str, **fields: Any) -> dict[str, Any]:
@@ -38,6 +41,16 @@ def test_one_engine_deployment_a_model_and_an_ingress() -> None:
     app = built({"models": [model("a"), model("org/b")]})
     assert set(deployments(app)) == {"engine-a", "engine-org-b", "Ingress"}
     assert app.ingress_deployment_name == "Ingress"
+
+
+def test_wrong_args_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"args.models\[0\].sourc: unknown key"):
+        built({"models": [{"id": "a", "source": "x", "sourc": "y"}]})
+
+
+def test_settings_can_be_given_as_objects() -> None:
+    app = build_app(build(AppArgs.from_dict({"models": [model("a")]})), name="quire")
+    assert "engine-a" in deployments(app)
 
 
 def test_names_stay_apart_where_ids_look_alike() -> None:
