@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from app.balancer.cost import ReplicaLoad, RequestCost
+from app.balancer.cost import ReplicaLoad, RequestCost, share_rates
 from app.balancer.policy import Policy, default_policy
 from app.transport.messages import LoadReport
 
@@ -225,7 +225,7 @@ class Balancer:
             booking.refused_by.clear()
             willing = allowed
         if willing:
-            chosen = self._choose(booking.cost, [self._load_of(replica_id) for replica_id in willing])
+            chosen = self._choose(booking.cost, share_rates([self._load_of(replica_id) for replica_id in willing]))
             booking.replica_id = willing[chosen]
             booking.reported = False
             booking.booked_at = self._clock()
@@ -270,6 +270,6 @@ class Balancer:
             block_size=replica.block_size,
             prefill_tokens_per_s=load.prefill_tokens_per_s,
             decode_step_s=load.decode_step_s,
-            decode_batch=load.decode_batch,
+            decode_sequence_s=load.decode_sequence_s,
             num_bookings=replica.num_bookings,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from typing import Any
@@ -63,6 +64,7 @@ class EngineReplica:
             "host": self._server.host,
             "port": self._server.port,
             "epoch": self._epoch,
+            "pid": os.getpid(),
             "protocol": [MIN_VERSION, MAX_VERSION],
             "model_id": self.model_id,
             "max_model_len": self._engine.max_model_len,

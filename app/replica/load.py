@@ -6,23 +6,28 @@ from app.transport.messages import LoadReport
 from engine.outputs import EngineStats
 
 # Weight of a new sample in the moving averages.
-_WEIGHT = 0.2
+_WEIGHT = 0.1
 # Fewer prompt tokens than this in a step say little about the prefill rate.
 _MIN_PREFILL_TOKENS = 16
+# Batches must differ by about this (squared) before a line through them means anything.
+_MIN_BATCH_VARIANCE = 0.5
 
 
 class RateMeter:
-    """Estimates the prefill rate and the time of a decode step from successive snapshots of a busy engine.
+    """Estimates the prefill rate, and the time of a decode step by its size, from snapshots of a busy engine.
 
     Tokens computed between two snapshots are those by which the running sequences grew; what is left after the tokens
     they drew and those found in the prefix cache is prompt. Intervals in which sequences ended, were preempted, or the
-    engine idled say nothing and are passed over.
+    engine idled say nothing and are passed over. What one more sequence adds to a step is the slope of a line through
+    steps of different sizes, in moving averages; unknown while all are of one size.
     """
 
     def __init__(self) -> None:
-        self.prefill_tokens_per_s = 0.0
-        self.decode_step_s = 0.0
-        self.decode_batch = 0.0
+        self._prefill = _Moment()
+        self._batch = _Moment()
+        self._step_s = _Moment()
+        self._batch_squared = _Moment()
+        self._batch_step_s = _Moment()
         self._last: EngineStats | None = None
         self._last_time_s = 0.0
 
@@ -40,12 +45,49 @@ class RateMeter:
             return
         prompt = grown - drawn - (stats.num_cached_tokens - last.num_cached_tokens)
         if prompt >= _MIN_PREFILL_TOKENS:
-            decode_s = self.decode_step_s * steps if drawn else 0.0
-            rate = prompt / max(elapsed_s - decode_s, elapsed_s / 4)
-            self.prefill_tokens_per_s = _average(self.prefill_tokens_per_s, rate)
+            decode_s = self._step_s.mean * steps if drawn else 0.0
+            self._prefill.add(prompt / max(elapsed_s - decode_s, elapsed_s / 4))
         elif drawn and stats.num_running == last.num_running and prompt <= 0:
-            self.decode_step_s = _average(self.decode_step_s, elapsed_s / steps)
-            self.decode_batch = _average(self.decode_batch, drawn / steps)
+            self._observe_decode(drawn / steps, elapsed_s / steps)
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens a second; 0 until known."""
+        return self._prefill.mean
+
+    @property
+    def decode_step_s(self) -> float:
+        """Seconds of a step that only decodes; 0 until known."""
+        return self._step_s.mean
+
+    @property
+    def decode_sequence_s(self) -> float:
+        """Seconds that one more sequence adds to a step; 0 until known."""
+        variance = self._batch_squared.mean - self._batch.mean**2
+        if variance < _MIN_BATCH_VARIANCE:
+            return 0.0
+        slope = (self._batch_step_s.mean - self._batch.mean * self._step_s.mean) / variance
+        # Noise must not make sequences free: each takes at least a tenth of its share of the step, and at most all.
+        share_s = self._step_s.mean / self._batch.mean
+        return min(max(slope, share_s / 10), share_s)
+
+    def _observe_decode(self, batch: float, step_s: float) -> None:
+        self._batch.add(batch)
+        self._step_s.add(step_s)
+        self._batch_squared.add(batch * batch)
+        self._batch_step_s.add(batch * step_s)
+
+
+class _Moment:
+    """A moving average that begins at its first sample."""
+
+    def __init__(self) -> None:
+        self.mean = 0.0
+        self._begun = False
+
+    def add(self, sample: float) -> None:
+        self.mean += (sample - self.mean) * (_WEIGHT if self._begun else 1.0)
+        self._begun = True
 
 
 def load_report(stats: EngineStats, meter: RateMeter, admitted: tuple[int, ...]) -> LoadReport:
@@ -59,10 +101,6 @@ def load_report(stats: EngineStats, meter: RateMeter, admitted: tuple[int, ...])
         num_running_tokens=stats.num_running_tokens,
         prefill_tokens_per_s=meter.prefill_tokens_per_s,
         decode_step_s=meter.decode_step_s,
-        decode_batch=meter.decode_batch,
+        decode_sequence_s=meter.decode_sequence_s,
         admitted=admitted,
     )
-
-
-def _average(old: float, sample: float) -> float:
-    return sample if old == 0.0 else old + _WEIGHT * (sample - old)

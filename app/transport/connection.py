@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from app.transport.errors import FrameError, HandshakeError, SilenceError, SlowReaderError, TransportError
 from app.transport.frames import MAX_FRAME_BYTES, Frame, FrameDecoder
@@ -94,9 +94,9 @@ class FrameConnection(asyncio.Protocol):
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=64 << 10)
+        # uvloop's transports, which Ray's processes bring, have the methods but not the base class.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=64 << 10)
         self._timer = self._loop.call_later(
             self._limits.handshake_s,
             lambda: self.fail(HandshakeError(f"no handshake within {self._limits.handshake_s:g} s")),

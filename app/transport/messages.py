@@ -133,7 +133,8 @@ class LoadReport:
         num_waiting, num_running: requests; `num_waiting_tokens` are prompt tokens still to be computed for them.
         num_running_tokens: tokens whose keys and values the running ones hold.
         prefill_tokens_per_s: measured; 0 until a prompt has been computed.
-        decode_step_s: measured seconds of a step that only decodes, and `decode_batch` its sequences; 0 until known.
+        decode_step_s: measured seconds of a step that only decodes; 0 until known.
+        decode_sequence_s: measured seconds that one more sequence adds to such a step; 0 until known.
         admitted: attempts of this ingress that the numbers include since the last report.
     """
 
@@ -145,7 +146,7 @@ class LoadReport:
     num_running_tokens: int = 0
     prefill_tokens_per_s: float = 0.0
     decode_step_s: float = 0.0
-    decode_batch: float = 0.0
+    decode_sequence_s: float = 0.0
     admitted: tuple[int, ...] = ()
 
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from app.balancer import Balancer, BookingGoneError, ReplicaLoad, RequestCost, cost_s
 from app.transport.messages import LoadReport
 
-LOAD = LoadReport(num_blocks=100, num_free_blocks=100, prefill_tokens_per_s=1000.0, decode_step_s=0.02, decode_batch=1)
+LOAD = LoadReport(num_blocks=100, num_free_blocks=100, prefill_tokens_per_s=1000.0, decode_step_s=0.02)
 COST = RequestCost(prompt_tokens=50, output_tokens=20)
 
 

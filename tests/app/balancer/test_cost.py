@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from app.balancer import ReplicaLoad, RequestCost, cost_s
+from app.balancer.cost import share_rates
 
 REQUEST = RequestCost(prompt_tokens=100, output_tokens=10)
-IDLE = ReplicaLoad("a", 0, 0, 1000, 16, 1000.0, 0.1, 10.0, 0)
+IDLE = ReplicaLoad("a", 0, 0, 1000, 16, 1000.0, 0.1, 0.01, 0)
 
 
 def test_an_idle_replica_costs_the_prompt_alone() -> None:
@@ -29,5 +30,12 @@ def test_missing_blocks_wait_for_sequences_to_end() -> None:
 
 
 def test_unmeasured_replicas_have_a_finite_cost() -> None:
-    unmeasured = IDLE._replace(prefill_tokens_per_s=0.0, decode_step_s=0.0, decode_batch=0.0, num_sequences=3)
+    unmeasured = IDLE._replace(prefill_tokens_per_s=0.0, decode_step_s=0.0, decode_sequence_s=0.0, num_sequences=3)
     assert 0 < cost_s(REQUEST, unmeasured) < 60
+
+
+def test_newcomers_are_taken_to_be_as_fast_as_their_peers() -> None:
+    newcomer = IDLE._replace(replica_id="b", prefill_tokens_per_s=0.0, decode_step_s=0.0, decode_sequence_s=0.0)
+    shared = share_rates([IDLE, newcomer, IDLE._replace(prefill_tokens_per_s=3000.0)])
+    assert shared[1] == IDLE._replace(replica_id="b", prefill_tokens_per_s=2000.0)
+    assert share_rates([newcomer]) == [newcomer]

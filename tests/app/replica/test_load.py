@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from app.replica.load import RateMeter
+from engine.outputs import EngineStats
+
+IDLE = EngineStats(100, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+class Run:
+    """A simulated engine whose step lasts `base + sequence_s * batch + prompt / rate` seconds."""
+
+    def __init__(self, base_s: float, sequence_s: float, rate: float) -> None:
+        self.meter = RateMeter()
+        self.cost = (base_s, sequence_s, rate)
+        self.now_s = 10.0
+        self.steps = self.running = self.held = self.drawn = 0
+
+    def step(self, batch: int, prompt: int = 0) -> None:
+        base_s, sequence_s, rate = self.cost
+        self.now_s += base_s + sequence_s * batch + prompt / rate
+        self.steps += 1
+        self.running = batch
+        self.held += batch + prompt
+        self.drawn += batch
+        stats = EngineStats(100, 50, 0, batch, 0, self.held, 0, self.steps, 0, 0, self.drawn)
+        self.meter.observe(stats, self.now_s)
+
+
+def test_rates_are_unknown_until_measured() -> None:
+    meter = RateMeter()
+    meter.observe(IDLE, 1.0)
+    meter.observe(IDLE, 2.0)
+    assert (meter.prefill_tokens_per_s, meter.decode_step_s, meter.decode_sequence_s) == (0.0, 0.0, 0.0)
+
+
+def test_a_step_is_split_into_its_base_and_its_sequences() -> None:
+    run = Run(base_s=0.02, sequence_s=0.001, rate=1000.0)
+    for batch in (1, 2, 4, 8, 16, 16, 24, 32):
+        run.step(batch)
+        run.step(batch)
+    assert run.meter.decode_sequence_s == pytest.approx(0.001, rel=0.05)
+    assert 0.02 < run.meter.decode_step_s < 0.06
+
+
+def test_one_batch_size_tells_no_slope() -> None:
+    run = Run(base_s=0.02, sequence_s=0.001, rate=1000.0)
+    for _ in range(20):
+        run.step(1)
+    assert run.meter.decode_sequence_s == 0.0
+    assert run.meter.decode_step_s == pytest.approx(0.021)
+
+
+def test_the_prefill_rate_leaves_the_decodes_beside_it_out() -> None:
+    run = Run(base_s=0.02, sequence_s=0.001, rate=1000.0)
+    for _ in range(5):
+        run.step(4)
+    for _ in range(20):
+        run.step(4, prompt=500)
+    assert run.meter.prefill_tokens_per_s == pytest.approx(1000.0, rel=0.05)
+
+
+def test_idle_time_is_not_measured() -> None:
+    run = Run(base_s=0.02, sequence_s=0.001, rate=1000.0)
+    for _ in range(5):
+        run.step(4)
+    before = run.meter.decode_step_s
+    run.meter.observe(EngineStats(100, 100, 0, 0, 0, 0, 0, run.steps, 0, 0, run.drawn), run.now_s)
+    run.now_s += 100.0
+    run.held = 0
+    run.step(4)
+    assert run.meter.decode_step_s == before

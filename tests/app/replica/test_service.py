@@ -1,0 +1,283 @@
+"""A replica's service over real sockets, with an engine that is stepped by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from app.replica.service import ReplicaService
+from app.replica.stream_server import StreamServer
+from app.transport.frames import Frame
+from app.transport.link import Endpoint, Link, ReplicaLink
+from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_step, encode_abort
+from engine.errors import EngineDeadError, PromptTooLongError
+from engine.outputs import EngineStats, SequenceOutput
+from engine.request import EngineRequest
+from engine.sampling_params import SamplingParams
+
+pytestmark = pytest.mark.anyio
+
+SECRET = b"s" * 32
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class HandDrivenEngine:
+    """AsyncLLMEngine's face; a step happens when the test says so."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, EngineRequest] = {}
+        self.aborted: list[str] = []
+        self.dead: EngineDeadError | None = None
+        self.shut_down = False
+        self._stats = EngineStats(100, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        self._on_step: Callable[[list[SequenceOutput]], None] = lambda _: None
+
+    def start(self, on_step: Callable[[list[SequenceOutput]], None] | None = None) -> None:
+        assert on_step is not None
+        self._on_step = on_step
+
+    def add_request(self, request: EngineRequest) -> None:
+        if len(request.prompt_token_ids) > 10:
+            raise PromptTooLongError("too long", param="prompt")
+        assert request.request_id not in self.requests
+        self.requests[request.request_id] = request
+
+    def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        if request_id in self.requests:
+            self.step((request_id, [], "abort"))
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def check_health(self) -> None:
+        if self.dead is not None:
+            raise self.dead
+
+    def shutdown(self) -> None:
+        self.shut_down = True
+        for key in list(self.requests):
+            self.abort(key)
+
+    def step(self, *rows: tuple[str, list[int], Any]) -> None:
+        outputs = []
+        for key, tokens, finish in rows:
+            outputs.append(SequenceOutput(key, 0, tokens, None, finish, None, 3, finish is not None))
+            if finish is not None:
+                del self.requests[key]
+        running = len(self.requests)
+        self._stats = replace(self._stats, num_steps=self._stats.num_steps + 1, num_running=running)
+        self._on_step(outputs)
+
+
+class Ingress:
+    """Hears one replica."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.down = False
+
+    def link_frame(self, _link: Link, frame: Frame) -> None:
+        self.frames.append(frame)
+
+    def link_down(self, _link: Link, _cause: Exception | None) -> None:
+        self.down = True
+
+    def steps(self) -> list[list[StepRow]]:
+        return [decode_step(frame) for frame in self.frames if frame.kind == Kind.STEP]
+
+    def admitted(self) -> list[int]:
+        loads = [decode_load(frame) for frame in self.frames if frame.kind == Kind.LOAD]
+        return [attempt for load in loads for attempt in load.admitted]
+
+
+class World:
+    def __init__(self) -> None:
+        self.engine = HandDrivenEngine()
+        self.server = StreamServer("127.0.0.1", "epoch", SECRET)
+        self.service = ReplicaService(self.engine, self.server)
+        self.service.start()
+        self.ingresses: dict[str, tuple[Ingress, ReplicaLink]] = {}
+
+    async def connect(self, name: str) -> Ingress:
+        ingress = Ingress()
+        link = ReplicaLink(Endpoint("127.0.0.1", self.server.port, "epoch"), name, SECRET, ingress)
+        self.ingresses[name] = (ingress, link)
+        await until(lambda: any(frame.kind == Kind.LOAD for frame in ingress.frames))
+        return ingress
+
+    def call(self, ingress: str, attempt: int, prompt: int = 3) -> asyncio.Task[dict[str, Any]]:
+        request = EngineRequest(f"request-{attempt}", [1] * prompt, SamplingParams())
+        call = self.service.generate(request, ingress_id=ingress, attempt=attempt, waited_s=2.0)
+        return asyncio.get_running_loop().create_task(call)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    world = World()
+    yield world
+    for _, link in world.ingresses.values():
+        link.close()
+    await asyncio.to_thread(world.service.close)
+    assert world.service._streams == {}
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 3.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - conditions of other threads
+            await asyncio.sleep(0.002)
+
+
+async def test_one_frame_a_step_and_ingress(world: World) -> None:
+    left, right = await world.connect("left"), await world.connect("right")
+    calls = [world.call("left", 1), world.call("left", 2), world.call("right", 1)]
+    await until(lambda: len(world.engine.requests) == 3)
+    for _ in range(3):
+        world.engine.step(("left/1", [11], None), ("left/2", [21, 22], None), ("right/1", [31], None))
+    world.engine.step(("left/1", [12], "stop"), ("left/2", [], None), ("right/1", [32], "length"))
+    await until(lambda: len(left.steps()) == 4 and len(right.steps()) == 4)
+    assert [[(row.attempt, row.output.token_ids) for row in step] for step in left.steps()] == [
+        *[[(1, [11]), (2, [21, 22])]] * 3,
+        [(1, [12]), (2, [])],
+    ]
+    last = left.steps()[-1][0]
+    assert (last.final_count, last.output.finish_reason) == (4, "stop")
+    # The engine repeats the number of cached tokens; the wire says it once.
+    assert [step[0].output.num_cached_tokens for step in left.steps()] == [3, 0, 0, 0]
+    assert await calls[2] == {
+        "request_id": "request-1",
+        "attempt": 1,
+        "num_output_tokens": 4,
+        "num_cached_tokens": 3,
+        "finish_reasons": ["length"],
+    }
+    assert not calls[1].done()
+    calls[1].cancel()
+
+
+async def test_the_load_says_whom_it_includes(world: World) -> None:
+    ingress = await world.connect("ingress")
+    call = world.call("ingress", 7)
+    await until(lambda: world.engine.requests)
+    await asyncio.sleep(0.03)
+    # No step has begun since it came: the engine's numbers cannot include it.
+    assert ingress.admitted() == []
+    world.engine.step(("ingress/7", [1], None))
+    await until(lambda: ingress.admitted() == [7])
+    world.engine.step(("ingress/7", [2], "stop"))
+    await call
+    assert ingress.admitted() == [7]
+
+
+async def test_a_moved_request_keeps_its_age(world: World) -> None:
+    await world.connect("ingress")
+    call = world.call("ingress", 1)
+    await until(lambda: world.engine.requests)
+    age_s = time.monotonic() - world.engine.requests["ingress/1"].arrival_time
+    assert 2.0 <= age_s < 3.0
+    call.cancel()
+
+
+async def test_an_abort_ends_the_request_and_its_call(world: World) -> None:
+    ingress = await world.connect("ingress")
+    call = world.call("ingress", 1)
+    await until(lambda: world.engine.requests)
+    world.ingresses["ingress"][1].send(encode_abort([1]))
+    assert (await call)["finish_reasons"] == ["abort"]
+    await until(ingress.steps)
+    assert ingress.steps()[-1][0].final_count == 0
+
+
+async def test_an_abort_that_overtakes_its_call_is_remembered(world: World) -> None:
+    await world.connect("ingress")
+    world.ingresses["ingress"][1].send(encode_abort([5]))
+    await until(lambda: world.service._aborts["ingress"])
+    assert (await world.call("ingress", 5))["finish_reasons"] == ["abort"]
+
+
+async def test_cancelling_the_call_aborts_at_once(world: World) -> None:
+    ingress = await world.connect("ingress")
+    call = world.call("ingress", 1)
+    await until(lambda: world.engine.requests)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert world.engine.aborted == ["ingress/1"]
+    await until(ingress.steps)
+    assert ingress.steps()[-1][0].output.finish_reason == "abort"
+
+
+async def test_a_lost_ingress_frees_what_ran_for_it(world: World) -> None:
+    await world.connect("ingress")
+    call = world.call("ingress", 1)
+    await until(lambda: world.engine.requests)
+    world.ingresses["ingress"][1].close()
+    assert (await call)["finish_reasons"] == ["abort"]
+    assert world.engine.requests == {}
+    with pytest.raises(EngineDeadError, match="not connected"):
+        await world.call("ingress", 2)
+
+
+async def test_a_refused_request_leaves_nothing(world: World) -> None:
+    await world.connect("ingress")
+    with pytest.raises(PromptTooLongError):
+        await world.call("ingress", 1, prompt=11)
+    assert world.service._streams == {}
+
+
+async def test_a_dead_engine_fails_its_calls_and_moves_its_requests(world: World) -> None:
+    ingress = await world.connect("ingress")
+    call = world.call("ingress", 1)
+    await until(lambda: world.engine.requests)
+    world.engine.dead = EngineDeadError("out of memory")
+    with pytest.raises(EngineDeadError):
+        await call
+    await until(lambda: any(frame.kind == Kind.DRAINING for frame in ingress.frames))
+    draining = next(decode_draining(frame) for frame in ingress.frames if frame.kind == Kind.DRAINING)
+    assert draining == (0.0, "out of memory")
+    with pytest.raises(EngineDeadError, match="out of memory"):
+        await world.call("ingress", 2)
+    with pytest.raises(EngineDeadError):
+        world.service.check_health()
+
+
+async def test_work_without_progress_is_unhealthy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.replica.service._STALL_S", 0.01)
+    world.service.check_health()
+    world.engine._stats = replace(world.engine._stats, num_waiting=1)
+    world.service.check_health()
+    await asyncio.sleep(0.02)
+    with pytest.raises(EngineDeadError, match="completed no step"):
+        world.service.check_health()
+
+
+async def test_closing_tells_the_ingresses_to_move(world: World) -> None:
+    ingress = await world.connect("ingress")
+    call = world.call("ingress", 1)
+    await until(lambda: world.engine.requests)
+    await asyncio.to_thread(world.service.close)
+    assert world.engine.shut_down
+    assert (await call)["finish_reasons"] == ["abort"]
+    await until(lambda: ingress.down)
+    kinds = [frame.kind for frame in ingress.frames]
+    assert kinds.index(Kind.DRAINING) < kinds.index(Kind.STEP)
+
+
+async def test_on_step_costs_the_engine_microseconds(world: World) -> None:
+    await world.connect("ingress")
+    outputs = [SequenceOutput(f"nobody/{number}", 0, [1]) for number in range(256)]
+    times = []
+    for _ in range(200):
+        began = time.perf_counter()
+        world.service._on_step(outputs)
+        times.append(time.perf_counter() - began)
+    assert sorted(times)[100] < 200e-6
