@@ -15,7 +15,7 @@ from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.decoding.output_builder import RequestOutputBuilder
 from engine.engine import LLMEngine
 from engine.errors import ConfigError, EngineDeadError, RequestError
-from engine.outputs import EngineStats, RequestOutput, SequenceOutput
+from engine.outputs import EngineStats, FinishReason, RequestOutput, SequenceOutput
 from engine.progress import Progress
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
@@ -219,7 +219,7 @@ class AsyncLLMEngine:
         return outputs
 
     def _abandon(self) -> list[SequenceOutput]:
-        reason = "abort" if self._error is None else "error"
+        reason: FinishReason = "abort" if self._error is None else "error"
         outputs = self._engine.abort_all(reason)
         for command in self._commands:
             if isinstance(command, EngineRequest):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 from engine.config import CacheConfig, EngineConfig
@@ -23,8 +24,9 @@ def build_engine(model: str, config: EngineConfig, progress: Progress | None = N
     """
     checkpoint = open_checkpoint(model)
     model_config = checkpoint.model_config()
-    worker = Worker(checkpoint, model_config, config, progress)
-    wanted_len = config.max_model_len or model_config.max_position_embeddings
+    wanted_len = min(config.max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)
+    # Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB.
+    worker = Worker(checkpoint, dataclasses.replace(model_config, max_position_embeddings=wanted_len), config, progress)
     cache_config = CacheConfig(config.block_size, worker.choose_num_blocks(wanted_len), config.enable_prefix_caching)
     engine = LLMEngine(
         UniprocExecutor(worker),

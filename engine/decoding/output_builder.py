@@ -55,7 +55,7 @@ class _Completion:
         self._output = output
         self._params = params
         self._detokenizer = (
-            IncrementalDetokenizer(tokenizer, params.skip_special_tokens) if tokenizer is not None else None
+            IncrementalDetokenizer(tokenizer, params.skip_special_tokens, continuation=True) if tokenizer else None
         )
         self._stop_checker = StopChecker(params.stop, params.include_stop_str_in_output) if params.stop else None
 

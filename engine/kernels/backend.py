@@ -47,9 +47,7 @@ class KernelBackend(Protocol):
         """`x / sqrt(mean(x²) + eps) * weight` over the last dimension. x: `[..., dim]`; a new tensor."""
         ...
 
-    def add_rms_norm(
-        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-    ) -> torch.Tensor:
+    def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """Add x into residual in place, then return RMSNorm of residual. Both `[num_tokens, dim]`."""
         ...
 

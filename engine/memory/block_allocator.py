@@ -25,11 +25,11 @@ class BlockAllocator:
         self._prev = array.array("q", [num_blocks, *range(num_blocks)])
 
     def is_free(self, block: int) -> bool:
-        return self._next[block] >= 0
+        return bool(self._next[block] >= 0)
 
     def allocate(self) -> int:
         """Take the block at the front. The caller has checked `num_free`."""
-        block = self._next[self.num_blocks]
+        block = int(self._next[self.num_blocks])
         assert block != self.num_blocks, "allocate() from an empty pool"
         self.take(block)
         return block

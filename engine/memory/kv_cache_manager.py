@@ -71,7 +71,8 @@ class KVCacheManager:
         Returns:
             How many leading tokens were found in the cache; `num_computed_tokens` is set to it.
         """
-        assert not self.holds(seq) and 0 < num_tokens <= seq.num_tokens
+        assert not self.holds(seq)
+        assert 0 < num_tokens <= seq.num_tokens
         hits = self._match_prefix(seq, root_hash, num_tokens)
         table = BlockTable(num_hashed_blocks=len(hits))
         for block in hits:

@@ -11,7 +11,7 @@ from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.engine import LLMEngine
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
-from engine.scheduling import SampledToken, SchedulerOutput
+from engine.scheduling import SampledToken, SampleRequest, SchedulerOutput
 
 VOCAB_SIZE = 1000
 EOS = 7
@@ -83,7 +83,7 @@ class CheckingExecutor:
                 self._tokens[slot], self._positions[slot] = token, position
         return [token for item in output.scheduled for token in self._draw(item.block_table, item.samples)]
 
-    def _draw(self, block_table: np.ndarray, samples: tuple) -> list[SampledToken]:
+    def _draw(self, block_table: np.ndarray, samples: tuple[SampleRequest, ...]) -> list[SampledToken]:
         drawn = []
         for sample in samples:
             read = self._tokens[block_table].reshape(-1)[: sample.position].tolist()

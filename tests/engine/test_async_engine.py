@@ -110,7 +110,7 @@ def test_a_failing_device_ends_every_request_and_says_so() -> None:
                 raise RuntimeError("the device is gone")
             return super().execute(output)
 
-    llm_engine, executor = make_engine(num_blocks=64)
+    llm_engine, _executor = make_engine(num_blocks=64)
     llm_engine._executor = Failing(llm_engine.cache_config, llm_engine.config)
     engine = AsyncLLMEngine(llm_engine)
     engine.start()

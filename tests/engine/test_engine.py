@@ -34,7 +34,9 @@ def test_decodes_and_prompt_chunks_share_a_step() -> None:
 
 
 def test_eos_and_stop_tokens_end_a_sequence() -> None:
-    prompt = next([n] for n in range(2000) if EOS in expected_tokens([n], SamplingParams(max_tokens=400))[3:] and n != 7)
+    prompt = next(
+        [n] for n in range(2000) if EOS in expected_tokens([n], SamplingParams(max_tokens=400))[3:] and n != 7
+    )
     expected = expected_tokens(prompt, SamplingParams(max_tokens=400))
     engine, _ = make_engine(num_blocks=256)
     engine.add_request(make_request("eos", prompt, max_tokens=400, ignore_eos=False))

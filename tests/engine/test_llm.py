@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -61,7 +60,7 @@ def reference(prompts: list[list[int]]) -> list[list[int]]:
     )
     outputs = []
     for prompt in prompts:
-        generated = model.generate(
+        generated = model.generate(  # type: ignore[misc]
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
             do_sample=False,
@@ -90,7 +89,9 @@ def generate(options: dict[str, Any], prompts: list[list[int]]) -> tuple[list[li
         pytest.param({"max_num_batched_tokens": 512}, id="chunks-of-512"),
         pytest.param({"enable_prefix_caching": False}, id="no-prefix-caching"),
         pytest.param({"num_blocks": 48, "max_model_len": 640}, id="preemption"),
-        pytest.param({"num_blocks": 48, "max_model_len": 640, "enable_prefix_caching": False}, id="preemption-no-caching"),
+        pytest.param(
+            {"num_blocks": 48, "max_model_len": 640, "enable_prefix_caching": False}, id="preemption-no-caching"
+        ),
         pytest.param({"block_size": 1, "num_blocks": 8192, "kernels": "reference"}, id="reference-kernels"),
     ],
 )
@@ -104,8 +105,8 @@ def test_greedy_tokens_equal_transformers(
 
 
 @pytest.fixture(scope="module")
-def llm() -> Iterator[LLM]:
-    yield LLM(MODEL, num_blocks=256, max_model_len=1024, **EXACT)
+def llm() -> LLM:
+    return LLM(MODEL, num_blocks=256, max_model_len=1024, **EXACT)
 
 
 def test_a_chat_prompt_gets_a_right_answer(llm: LLM) -> None:
@@ -187,5 +188,3 @@ def test_the_engine_runs_from_a_dummy_checkpoint() -> None:
 
     engine.add_request(EngineRequest("a", [1, 2, 3], SamplingParams(max_tokens=5, ignore_eos=True)))
     assert len(run_to_end(engine)["a", 0]) == 5
-
-

@@ -14,7 +14,12 @@ EOS = 3
 
 
 def request(
-    params: SamplingParams, *, prompt: tuple[int, ...] = (1,), output: tuple[int, ...] = (), seed: int = 0, index: int = 0
+    params: SamplingParams,
+    *,
+    prompt: tuple[int, ...] = (1,),
+    output: tuple[int, ...] = (),
+    seed: int = 0,
+    index: int = 0,
 ) -> SampleRequest:
     tokens = np.array([*prompt, *output], dtype=np.int32)
     return SampleRequest(0, params, seed, index, len(tokens), len(prompt), tokens)
@@ -33,7 +38,7 @@ def draw_many(logits: np.ndarray, params: SamplingParams, count: int = 4000) -> 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits - logits.max())
-    return exponentials / exponentials.sum()
+    return np.asarray(exponentials / exponentials.sum())
 
 
 def test_greedy_is_argmax() -> None:

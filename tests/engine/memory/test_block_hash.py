@@ -15,7 +15,8 @@ def chain(tokens: list[int], root: bytes, block_size: int = 4) -> list[bytes]:
 def test_only_full_blocks_are_hashed_and_each_covers_its_prefix() -> None:
     root = root_hash("model")
     hashes = chain(list(range(10)), root)
-    assert len(hashes) == 2 and all(len(item) == HASH_BYTES for item in hashes)
+    assert len(hashes) == 2
+    assert all(len(item) == HASH_BYTES for item in hashes)
     assert chain([9, *range(1, 8)], root)[1] != hashes[1], "a change in block 0 must show in block 1"
     assert chain(list(range(4, 8)), hashes[0]) == [hashes[1]], "a chain can be continued"
 

@@ -105,9 +105,12 @@ def test_fork_shares_and_the_first_write_copies() -> None:
     assert manager.num_blocks_to_append([(parent, 1), (child, 1)]) == 2
     shared = manager.block_table(parent)[1]
     copy = manager.append(parent, 1)
-    assert copy is not None and copy.source == shared and copy.destination == manager.block_table(parent)[1]
+    assert copy is not None
+    assert copy.source == shared
+    assert copy.destination == manager.block_table(parent)[1]
     assert manager.append(child, 1) is not None
-    assert manager.append(other, 1) is None and manager.block_table(other)[1] == shared
+    assert manager.append(other, 1) is None
+    assert manager.block_table(other)[1] == shared
     assert manager.block_table(parent)[0] == manager.block_table(child)[0] == manager.block_table(other)[0]
     manager.check_invariants()
 
@@ -117,7 +120,8 @@ def test_fork_at_a_block_border_copies_nothing() -> None:
     parent = admit(manager, [1, 2, 3, 4])
     child = Sequence([1, 2, 3, 4], 1)
     manager.fork(parent, child)
-    assert manager.append(parent, 1) is None and manager.append(child, 1) is None
+    assert manager.append(parent, 1) is None
+    assert manager.append(child, 1) is None
     assert manager.block_table(parent)[1] != manager.block_table(child)[1]
     manager.check_invariants()
 
@@ -126,7 +130,8 @@ def test_blocks_can_be_handed_over() -> None:
     manager = make_manager()
     seq, heir = admit(manager, [1, 2, 3, 4, 5]), Sequence([1, 2, 3, 4, 5, 6], 1)
     manager.hand_over(seq, heir)
-    assert not manager.holds(seq) and heir.num_computed_tokens == 5
+    assert not manager.holds(seq)
+    assert heir.num_computed_tokens == 5
     manager.free(heir)
     manager.check_invariants()
     assert manager.num_free_blocks == 8
@@ -184,7 +189,8 @@ class KVCacheMachine(RuleBasedStateMachine):
         seq = Sequence(tokens)
         if self.manager.can_allocate(seq, ROOT, len(tokens)):
             cached = self.manager.allocate(seq, ROOT, len(tokens))
-            assert cached < len(tokens) and cached % self.block_size == 0
+            assert cached < len(tokens)
+            assert cached % self.block_size == 0
             self.write(seq, len(tokens) - cached)
             self.live.append(seq)
 

@@ -4,6 +4,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.errors import RequestError
+from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
 from tests.engine.doubles import expected_tokens, make_engine, make_request, run_to_end
@@ -78,6 +80,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
     )
     def start(self, num_blocks: int, block_size: int, budget: int, seats: int, caching: bool) -> None:
+        self.block_size = block_size
         self.pool_tokens = num_blocks * block_size
         self.engine, self.device = make_engine(
             num_blocks=num_blocks,
@@ -105,13 +108,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         request = EngineRequest(request_id, prompt, SamplingParams(n=n, max_tokens=max_tokens, ignore_eos=ignore_eos))
         try:
             self.engine.add_request(request)
-        except Exception as error:
-            assert length + max_tokens > self.pool_tokens or n > 1, error
+        except RequestError:
+            self.must_be_too_large(request)
             return
         self.count += 1
         self.requests[request_id] = request
 
-    @precondition(lambda self: getattr(self, "requests", None))
+    def must_be_too_large(self, request: EngineRequest) -> None:
+        """Only what the whole pool could not hold may be refused."""
+        params, num_prompt = request.sampling_params, len(request.prompt_token_ids)
+        assert params.max_tokens is not None
+        num_shared = num_prompt // self.block_size
+        num_blocks = -(-(num_prompt + params.max_tokens) // self.block_size)
+        worst = num_shared + params.n * (num_blocks - num_shared)
+        assert num_prompt >= self.pool_tokens or worst * self.block_size > self.pool_tokens
+
+    @precondition(lambda self: bool(getattr(self, "requests", None)))
     @rule(data=st.data(), whole=st.booleans())
     def abort(self, data: st.DataObject, whole: bool) -> None:
         request_id = data.draw(st.sampled_from(sorted(self.requests)))
@@ -123,7 +135,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(steps):
             self.take(self.engine.step())
 
-    def take(self, outputs: list) -> None:
+    def take(self, outputs: list[SequenceOutput]) -> None:
         for output in outputs:
             if output.request_id not in self.first_token_order:
                 self.first_token_order.append(output.request_id)
