@@ -57,7 +57,7 @@ class StartupView:
 
     def done(self, text: str, seconds: float) -> None:
         """A phase has ended."""
-        self._console.print(f"[green]✓[/green] {escape(text)} [dim]{seconds:.1f} s[/dim]")
+        self._console.print(f"[green]✓[/green] {escape(text)} [dim]{seconds:.1f} s[/dim]", soft_wrap=True)
 
     @contextmanager
     def phase(self, text: str) -> Iterator[None]:

@@ -26,7 +26,7 @@ CONFIGS = Path(__file__).parents[2] / "serve_configs"
 
 def built(args: dict[str, Any]) -> BuiltApplication:
     # As Serve does with a config's `args`.
-    return build_app(call_user_app_builder_with_args_if_necessary(build, args), name="quire")
+    return build_app(call_user_app_builder_with_args_if_necessary(build, args), name="quire")  # type: ignore[arg-type]
 
 
 def model(identifier: str, **fields: Any) -> dict[str, Any]:
