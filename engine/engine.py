@@ -49,7 +49,7 @@ class LLMEngine:
         self._executor = executor
         self._validator = RequestValidator(model_config, config, cache_config, self.max_model_len)
         self._kv_cache = KVCacheManager(cache_config)
-        self._scheduler = Scheduler(config, cache_config, self._kv_cache)
+        self._scheduler = Scheduler(config, self._kv_cache)
         self._groups: dict[str, SequenceGroup] = {}
         self._seqs: dict[int, tuple[SequenceGroup, Sequence]] = {}
         self._request_count = itertools.count()

@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from engine.config import CacheConfig, EngineConfig
-from engine.memory import BlockCopy, KVCacheManager
+from engine.config import EngineConfig
+from engine.memory import BlockCopy, KVCache
 from engine.scheduling.scheduler_output import SampleRequest, ScheduledSequence, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup, SequenceStatus
-
-# Blocks kept free when a group is admitted beside running ones, as a share of the pool: what the running groups
-# need next, so that an admission is not paid for with a preemption in the following step.
-WATERMARK = 0.01
 
 
 @dataclass(slots=True)
@@ -33,15 +29,13 @@ class Scheduler:
     runs, and as any single group fits the pool alone, every admitted request ends.
     """
 
-    def __init__(self, config: EngineConfig, cache_config: CacheConfig, kv_cache: KVCacheManager) -> None:
+    def __init__(self, config: EngineConfig, kv_cache: KVCache) -> None:
         self.config = config
         self.kv_cache = kv_cache
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
         self.num_preemptions = 0
         self.num_cached_tokens = 0
-        self._watermark = int(WATERMARK * cache_config.num_blocks)
-        self._block_size = cache_config.block_size
 
     @property
     def has_work(self) -> bool:
@@ -121,22 +115,11 @@ class Scheduler:
             self._schedule(step, group, self._plan(group, step.budget))
 
     def _fits_now(self, group: SequenceGroup) -> bool:
-        """Whether all known tokens of the group fit: the trunk once, then each sequence's own tail."""
-        if not self.running:
-            return True  # the pool is all its own, and no group is taken in that a pool of its own would not hold
-        shared = group.fork_point // self._block_size
-        own = [
-            -(-seq.num_tokens // self._block_size) - shared
-            for seq in group.live_seqs
-            if seq.num_tokens > group.fork_point
-        ]
-        # The trunk's last, partly filled block goes on as the tail of one sequence; the others copy it.
-        inherited = 1 if own and group.fork_point % self._block_size else 0
-        spare = sum(own) - inherited + self._watermark
-        return self.kv_cache.can_allocate(group.live_seqs[0], group.root_hash, group.fork_point, spare)
+        # Alone the pool is all its own, and no group is taken in that a pool of its own would not hold.
+        return not self.running or self.kv_cache.can_admit(group)
 
     def _allocate(self, group: SequenceGroup) -> None:
-        num_cached = self.kv_cache.allocate(group.live_seqs[0], group.root_hash, group.fork_point)
+        num_cached = self.kv_cache.admit(group)
         if group.num_cached_tokens < 0:
             group.num_cached_tokens = num_cached
             self.num_cached_tokens += num_cached
@@ -155,9 +138,7 @@ class Scheduler:
 
     def _schedule(self, step: _Step, group: SequenceGroup, writes: list[tuple[Sequence, int]]) -> None:
         for seq, num_new in writes:
-            copy = self.kv_cache.append(seq, num_new)
-            if copy is not None:
-                step.copies.append(copy)
+            step.copies.extend(self.kv_cache.append(seq, num_new))
             start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new
             step.scheduled.append(
                 ScheduledSequence(

@@ -1,0 +1,46 @@
+"""What the scheduler asks of KV memory, whichever way it is managed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from typing import Protocol
+
+from engine.memory.block_table import BlockTable
+from engine.memory.kv_cache_manager import BlockCopy
+from engine.sequence import Sequence, SequenceGroup
+
+
+class KVCache(Protocol):
+    """The owner of all KV blocks: KVCacheManager pages them on demand, ReservingManager reserves them ahead."""
+
+    @property
+    def num_free_blocks(self) -> int: ...
+
+    def block_table(self, seq: Sequence) -> BlockTable: ...
+
+    def holds(self, seq: Sequence) -> bool: ...
+
+    def can_admit(self, group: SequenceGroup) -> bool:
+        """Whether the group may be admitted beside those that run."""
+
+    def admit(self, group: SequenceGroup) -> int:
+        """Give the group's trunk what it computes in; the leading tokens found in a cache."""
+
+    def num_blocks_to_append(self, writes: Iterable[tuple[Sequence, int]]) -> int:
+        """Free blocks that appending so many new tokens to each sequence takes."""
+
+    def append(self, seq: Sequence, num_new: int) -> SequenceOf[BlockCopy]:
+        """Make room for the next tokens; the copies that must happen before they are written."""
+
+    def cache_full_blocks(self, seq: Sequence, root_hash: bytes) -> None: ...
+
+    def fork(self, parent: Sequence, child: Sequence) -> None: ...
+
+    def hand_over(self, seq: Sequence, heir: Sequence) -> None: ...
+
+    def free(self, seq: Sequence) -> None: ...
+
+    def reset_prefix_cache(self) -> None: ...
+
+    def check_invariants(self) -> None: ...
