@@ -27,7 +27,7 @@ def build_engine(model: str, config: EngineConfig, progress: Progress | None = N
     wanted_len = min(config.max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)
     # Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB.
     worker = Worker(checkpoint, dataclasses.replace(model_config, max_position_embeddings=wanted_len), config, progress)
-    cache_config = CacheConfig(config.block_size, worker.choose_num_blocks(wanted_len), config.enable_prefix_caching)
+    cache_config = CacheConfig(config.block_size, worker.choose_num_blocks(wanted_len), config.prefix_caching)
     engine = LLMEngine(
         UniprocExecutor(worker),
         model_config,

@@ -97,7 +97,7 @@ class CheckingExecutor:
 def make_engine(*, num_blocks: int = 64, step_s: float = 0.0, **options: object) -> tuple[LLMEngine, CheckingExecutor]:
     """An engine over a CheckingExecutor. `options` are EngineConfig's."""
     config = EngineConfig.from_dict({"block_size": 4, "max_num_seqs": 16, **options, "num_blocks": num_blocks})
-    cache = CacheConfig(config.block_size, num_blocks, config.enable_prefix_caching)
+    cache = CacheConfig(config.block_size, num_blocks, config.prefix_caching)
     executor = CheckingExecutor(cache, config, step_s)
     return LLMEngine(executor, MODEL, config, cache), executor
 
