@@ -13,7 +13,7 @@ from engine.memory import KVCacheManager, root_hash
 from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
 from engine.progress import Progress
 from engine.request import EngineRequest, ResumedSequence
-from engine.scheduling import SampledToken, Scheduler, SchedulerOutput
+from engine.scheduling import SCHEDULERS, SampledToken, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup
 from engine.validation import RequestValidator, resolve_max_model_len
 
@@ -49,7 +49,7 @@ class LLMEngine:
         self._executor = executor
         self._validator = RequestValidator(model_config, config, cache_config, self.max_model_len)
         self._kv_cache = KVCacheManager(cache_config)
-        self._scheduler = Scheduler(config, self._kv_cache)
+        self._scheduler = SCHEDULERS[config.batching](config, self._kv_cache)
         self._groups: dict[str, SequenceGroup] = {}
         self._seqs: dict[int, tuple[SequenceGroup, Sequence]] = {}
         self._request_count = itertools.count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from engine.config import EngineConfig
@@ -102,8 +103,14 @@ class Scheduler:
         self.waiting.appendleft(group)
 
     def _admit_waiting(self, step: _Step) -> None:
+        admissions = self._admissions()
+        while step.budget > 0 and (group := next(admissions, None)) is not None:
+            self._schedule(step, group, self._plan(group, step.budget))
+
+    def _admissions(self) -> Iterator[SequenceGroup]:
+        """Admit the oldest waiting groups, each as it is asked for, while seats and blocks last."""
         num_running = sum(len(group.live_seqs) for group in self.running)
-        while self.waiting and step.budget > 0:
+        while self.waiting:
             group = self.waiting[0]
             num_seqs = len(group.live_seqs)
             if num_running + num_seqs > self.config.max_num_seqs or not self._fits_now(group):
@@ -112,7 +119,7 @@ class Scheduler:
             self._allocate(group)
             self.running.append(group)
             num_running += num_seqs
-            self._schedule(step, group, self._plan(group, step.budget))
+            yield group
 
     def _fits_now(self, group: SequenceGroup) -> bool:
         # Alone the pool is all its own, and no group is taken in that a pool of its own would not hold.
