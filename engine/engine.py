@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.errors import RequestError
 from engine.execution.executor import Executor
-from engine.memory import KVCacheManager, root_hash
+from engine.memory import MemoryUsage, make_kv_cache, measure_memory, root_hash
 from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
 from engine.progress import Progress
 from engine.request import EngineRequest, ResumedSequence
@@ -48,7 +48,7 @@ class LLMEngine:
         self.max_model_len = resolve_max_model_len(config, model_config, cache_config.num_blocks)
         self._executor = executor
         self._validator = RequestValidator(model_config, config, cache_config, self.max_model_len)
-        self._kv_cache = KVCacheManager(cache_config)
+        self._kv_cache = make_kv_cache(config, cache_config, self.max_model_len)
         self._scheduler = SCHEDULERS[config.batching](config, self._kv_cache)
         self._groups: dict[str, SequenceGroup] = {}
         self._seqs: dict[int, tuple[SequenceGroup, Sequence]] = {}
@@ -157,6 +157,10 @@ class LLMEngine:
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_output_tokens=self._num_output_tokens,
         )
+
+    def memory_usage(self) -> MemoryUsage:
+        """What the KV pool's slots are held for, between two steps. O(running sequences)."""
+        return measure_memory(self._kv_cache, self._scheduler.running, self._scheduler.waiting, self.max_model_len)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if a KV block is lost or miscounted."""

@@ -6,8 +6,11 @@ from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
+from engine.config import CacheConfig, EngineConfig
 from engine.memory.block_table import BlockTable
-from engine.memory.kv_cache_manager import BlockCopy
+from engine.memory.kv_cache_manager import BlockCopy, KVCacheManager
+from engine.memory.reservation import ReservationPolicy
+from engine.memory.reserving_manager import ReservingManager
 from engine.sequence import Sequence, SequenceGroup
 
 
@@ -44,3 +47,10 @@ class KVCache(Protocol):
     def reset_prefix_cache(self) -> None: ...
 
     def check_invariants(self) -> None: ...
+
+
+def make_kv_cache(config: EngineConfig, cache_config: CacheConfig, max_model_len: int) -> KVCache:
+    """The manager that `config.reservation` asks for."""
+    if config.reservation == "paged":
+        return KVCacheManager(cache_config)
+    return ReservingManager(cache_config, ReservationPolicy(config.reservation, max_model_len))
