@@ -25,8 +25,11 @@ def build_engine(model: str, config: EngineConfig, progress: Progress | None = N
     checkpoint = open_checkpoint(model)
     model_config = checkpoint.model_config()
     wanted_len = min(config.max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)
-    # Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB.
-    worker = Worker(checkpoint, dataclasses.replace(model_config, max_position_embeddings=wanted_len), config, progress)
+    worker_config = model_config
+    if model_config.position_embedding == "rotary":
+        # Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB.
+        worker_config = dataclasses.replace(model_config, max_position_embeddings=wanted_len)
+    worker = Worker(checkpoint, worker_config, config, progress)
     cache_config = CacheConfig(config.block_size, worker.choose_num_blocks(wanted_len), config.prefix_caching)
     engine = LLMEngine(
         UniprocExecutor(worker),

@@ -17,8 +17,13 @@ Preemption = Literal["auto", "recompute"]
 Device = Literal["auto", "cpu", "cuda"]
 Reservation = Literal["paged", "orca_max", "orca_pow2", "orca_oracle"]
 Batching = Literal["continuous", "static"]
+PositionEmbedding = Literal["rotary", "learned"]
+Norm = Literal["rms_norm", "layer_norm"]
+NormPlacement = Literal["pre", "post"]
 
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+GATED_ACTIVATIONS = ("silu",)
+PLAIN_ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_pytorch_tanh")  # the last two are one function
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,21 @@ class RopeScaling:
 class ModelConfig:
     """The shape of a decoder, read from a checkpoint's config.json or GGUF metadata.
 
+    The defaults are Llama's; OPT and GPT-2 differ in `norm`, `position_embedding`, `gated_mlp` and `hidden_act`.
+
     Attributes:
-        architecture: the Hugging Face class name, e.g. "LlamaForCausalLM".
-        hidden_act: "silu" for the gated MLPs of the Llama family.
+        architecture: the Hugging Face class name, e.g. "LlamaForCausalLM". It decides the names of the weights; all
+            else that differs between architectures is in the fields below.
+        embedding_dim: width of a token's embedding; None is `hidden_size`, any other is projected to it and, before
+            the head, back (OPT-350m).
+        position_embedding: "rotary" turns q and k, "learned" adds a row of a table to the embedding.
+        position_offset: rows of the learned table before position 0's (2 in OPT).
+        norm: "rms_norm", or "layer_norm" with a bias.
+        norm_placement: "pre" norms what goes into attention and MLP, "post" the sum of each with its input
+            (OPT-350m).
+        final_norm: a norm after the last layer.
+        gated_mlp: `down(act(gate(x)) * up(x))` rather than `down(act(up(x)))`.
+        hidden_act: the MLP's activation by Hugging Face's name: "silu" if gated, else one of PLAIN_ACTIVATIONS.
         qk_norm: RMSNorm over each head of q and k before the rotary embedding (Qwen3).
         attention_bias: biases on q, k and v (Qwen2); `attention_out_bias` on the output projection.
         sliding_window: tokens each query may look back on, or None for all (Mistral 7B v0.1).
@@ -61,9 +78,16 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float = 1e-6
+    norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    embedding_dim: int | None = None
+    position_embedding: PositionEmbedding = "rotary"
+    position_offset: int = 0
+    norm: Norm = "rms_norm"
+    norm_placement: NormPlacement = "pre"
+    final_norm: bool = True
+    gated_mlp: bool = True
     hidden_act: str = "silu"
     tie_word_embeddings: bool = False
     attention_bias: bool = False
@@ -95,17 +119,53 @@ class ModelConfig:
                 f"model config: num_heads={self.num_heads} is no multiple of num_kv_heads={self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise ConfigError(f"model config: head_dim={self.head_dim} must be even for rotary embeddings")
-        if self.hidden_act != "silu":
-            raise UnsupportedModelError(f"activation {self.hidden_act!r}", ["silu"])
+            raise ConfigError(f"model config: head_dim={self.head_dim} must be even")
+        self._check_variant()
+
+    def _check_variant(self) -> None:
+        """What differs between architectures: known values, and combinations that the decoder has."""
+        _one_of("model config: position_embedding", self.position_embedding, ("rotary", "learned"))
+        _one_of("model config: norm", self.norm, ("rms_norm", "layer_norm"))
+        _one_of("model config: norm_placement", self.norm_placement, ("pre", "post"))
+        _integer("model config: embedding_dim", self.embedding_dim, 1, 1 << 30, optional=True)
+        _integer("model config: position_offset", self.position_offset, 0, 1 << 30)
+        if self.position_offset and self.position_embedding != "learned":
+            raise ConfigError(
+                f"model config: position_offset={self.position_offset} needs learned positions, not "
+                f"{self.position_embedding}"
+            )
+        if self.qk_norm and self.norm != "rms_norm":
+            raise ConfigError(f"model config: qk_norm needs norm=rms_norm, not {self.norm}")
+        activations = GATED_ACTIVATIONS if self.gated_mlp else PLAIN_ACTIVATIONS
+        if self.hidden_act not in activations:
+            kind = "gated" if self.gated_mlp else "plain"
+            raise UnsupportedModelError(f"activation {self.hidden_act!r} of a {kind} MLP", activations)
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of a token's embedding and of what the head takes."""
+        return self.embedding_dim or self.hidden_size
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the decoder, embeddings included once when tied."""
-        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
+        """Weights of the decoder: matrices, biases, norms, and the embeddings, included once when tied."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        query, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        norm = hidden * (2 if self.norm == "layer_norm" else 1)
+
+        attention = hidden * (query + 2 * kv) + query * hidden
+        attention += (query + 2 * kv) * self.attention_bias + hidden * self.attention_out_bias
+        attention += 2 * self.head_dim * self.qk_norm
+
+        mlp_inputs = 2 if self.gated_mlp else 1
+        mlp = (mlp_inputs + 1) * hidden * inner + (mlp_inputs * inner + hidden) * self.mlp_bias
+
+        embeddings = self.vocab_size * self.embedding_size * (1 if self.tie_word_embeddings else 2)
+        if self.embedding_size != hidden:
+            embeddings += 2 * hidden * self.embedding_size
+        if self.position_embedding == "learned":
+            embeddings += (self.max_position_embeddings + self.position_offset) * hidden
+        return embeddings + self.num_layers * (attention + mlp + 2 * norm) + norm * self.final_norm
 
 
 @dataclass(frozen=True)

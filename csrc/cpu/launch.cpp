@@ -40,12 +40,15 @@ int check_rotate(const QuireRotateAndCacheParams& p) {
     if (p.head_dim % 2 != 0) return fail(QUIRE_INVALID_ARGUMENT, "%s: head_dim=%d is odd", op, p.head_dim);
     if (p.num_tokens == 0) return QUIRE_OK;
     QUIRE_CHECK(check_cache(op, p.key_cache, p.value_cache, p.num_blocks, p.block_size));
-    QUIRE_CHECK(check_range(op, "max_positions", p.max_positions, 1, INT32_MAX));
+    QUIRE_CHECK(check_range(op, "max_positions", p.max_positions, p.cos_sin == nullptr ? 0 : 1, INT32_MAX));
+    const bool rotates = p.max_positions > 0;
     QUIRE_CHECK(check_not_null(op, "query", p.query));
     QUIRE_CHECK(check_not_null(op, "key", p.key));
     QUIRE_CHECK(check_not_null(op, "value", p.value));
-    QUIRE_CHECK(check_not_null(op, "cos_sin", p.cos_sin));
-    QUIRE_CHECK(check_not_null(op, "positions", p.positions));
+    if (rotates) {
+        QUIRE_CHECK(check_not_null(op, "cos_sin", p.cos_sin));
+        QUIRE_CHECK(check_not_null(op, "positions", p.positions));
+    }
     QUIRE_CHECK(check_not_null(op, "slot_mapping", p.slot_mapping));
     QUIRE_CHECK(check_inplace_rows(op, "query_token_stride", p.num_tokens, p.query_token_stride, p.head_dim));
     QUIRE_CHECK(check_inplace_rows(op, "query_head_stride", p.num_heads, p.query_head_stride, p.head_dim));
@@ -55,7 +58,7 @@ int check_rotate(const QuireRotateAndCacheParams& p) {
     QUIRE_CHECK(check_range(op, "value_head_stride", p.value_head_stride, 0, INT64_MAX));
     const int64_t num_slots = int64_t{p.num_blocks} * p.block_size;
     for (int64_t i = 0; i < p.num_tokens; ++i) {
-        QUIRE_CHECK(check_range(op, "position", p.positions[i], 0, p.max_positions - 1));
+        if (rotates) QUIRE_CHECK(check_range(op, "position", p.positions[i], 0, p.max_positions - 1));
         QUIRE_CHECK(check_range(op, "slot", p.slot_mapping[i], -1, num_slots - 1));
     }
     return QUIRE_OK;

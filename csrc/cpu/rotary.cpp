@@ -1,4 +1,4 @@
-// The rotary embedding of q and k in place, and k and v written to their slots of the KV cache.
+// The rotary embedding of q and k in place (if there is a table), and k and v written to their slots of the KV cache.
 //
 // Half-split: dimension i is rotated with dimension i + head_dim / 2. A row of cos_sin is head_dim / 2 cosines, then the
 // sines. The cache takes the rotated key as it is stored, rounded to the activations' type.
@@ -28,6 +28,13 @@ void rotate_head(T* x, const float* cos, const float* sin, int64_t half) {
     }
 }
 
+// All heads of one token's query or key.
+template <typename T>
+void rotate_heads(T* heads, int num_heads, int64_t head_stride, const float* cos_sin, int64_t head_dim) {
+    const int64_t half = head_dim / 2;
+    for (int head = 0; head < num_heads; ++head) rotate_head(heads + head * head_stride, cos_sin, cos_sin + half, half);
+}
+
 template <typename T, typename Cache>
 void copy_row(const T* from, Cache* to, int64_t dim) {
     int64_t i = 0;
@@ -37,15 +44,14 @@ void copy_row(const T* from, Cache* to, int64_t dim) {
 
 template <typename T, typename Cache>
 void rotate_and_cache_tokens(const QuireRotateAndCacheParams& p, int64_t begin, int64_t end) {
-    const int64_t half = p.head_dim / 2;
     for (int64_t token = begin; token < end; ++token) {
-        const float* cos = p.cos_sin + p.positions[token] * p.head_dim;
-        const float* sin = cos + half;
-        T* query = static_cast<T*>(p.query) + token * p.query_token_stride;
-        for (int head = 0; head < p.num_heads; ++head) rotate_head(query + head * p.query_head_stride, cos, sin, half);
         T* key = static_cast<T*>(p.key) + token * p.key_token_stride;
-        for (int head = 0; head < p.num_kv_heads; ++head) rotate_head(key + head * p.key_head_stride, cos, sin, half);
-
+        if (p.cos_sin != nullptr) {
+            const float* cos_sin = p.cos_sin + p.positions[token] * p.head_dim;
+            T* query = static_cast<T*>(p.query) + token * p.query_token_stride;
+            rotate_heads(query, p.num_heads, p.query_head_stride, cos_sin, p.head_dim);
+            rotate_heads(key, p.num_kv_heads, p.key_head_stride, cos_sin, p.head_dim);
+        }
         const int64_t slot = p.slot_mapping[token];
         if (slot < 0) continue;
         const int64_t block = slot / p.block_size, offset = slot % p.block_size;

@@ -105,14 +105,15 @@ typedef struct QuireSiluAndMulParams {
 } QuireSiluAndMulParams;
 
 /* Rotate query and key in place (half-split), then write key and value to their slots, as stored and converted to the
- * cache's type. A slot is block * block_size + offset; -1 skips the write, not the rotation. */
+ * cache's type. A slot is block * block_size + offset; -1 skips the write, not the rotation. Without a table (cos_sin is
+ * NULL and max_positions 0) nothing is rotated: query, key and positions are not touched. */
 typedef struct QuireRotateAndCacheParams {
     uint32_t size;
     uint32_t abi_version;
     void* query;       /* [num_tokens, num_heads, head_dim] */
     void* key;         /* [num_tokens, num_kv_heads, head_dim] */
     const void* value; /* as key */
-    const float* cos_sin;        /* [max_positions, head_dim]: head_dim / 2 cosines, then the sines */
+    const float* cos_sin;        /* [max_positions, head_dim]: head_dim / 2 cosines, then the sines; or NULL */
     const int64_t* positions;    /* [num_tokens], 0 <= position < max_positions */
     const int64_t* slot_mapping; /* [num_tokens] */
     void* stream;
@@ -130,7 +131,7 @@ typedef struct QuireRotateAndCacheParams {
     int32_t head_dim; /* even */
     int32_t num_blocks;
     int32_t block_size; /* a power of two from 1 to 256 */
-    int32_t max_positions;
+    int32_t max_positions; /* 0 rotates nothing */
     int32_t dtype;       /* of query, key, value */
     int32_t cache_dtype; /* of both caches */
     int32_t num_threads;

@@ -60,7 +60,7 @@ class KernelBackend(Protocol):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        cos_sin: torch.Tensor,
+        cos_sin: torch.Tensor | None,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
         metadata: AttentionMetadata,
@@ -70,7 +70,8 @@ class KernelBackend(Protocol):
         Args:
             query: `[num_tokens, num_heads, head_dim]`; strided along tokens (a view of the fused projection).
             key, value: `[num_tokens, num_kv_heads, head_dim]`, likewise.
-            cos_sin: float32 `[max_positions, head_dim]`: cosines of the `head_dim / 2` angles, then the sines.
+            cos_sin: float32 `[max_positions, head_dim]`: cosines of the `head_dim / 2` angles, then the sines. None
+                rotates nothing: query, key and `metadata.positions` are left alone.
         """
         ...
 

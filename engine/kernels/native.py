@@ -115,7 +115,7 @@ class NativeBackend:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        cos_sin: torch.Tensor,
+        cos_sin: torch.Tensor | None,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
         metadata: AttentionMetadata,
@@ -125,9 +125,10 @@ class NativeBackend:
             raise KernelError(f"key has shape {list(key.shape)}, value has {list(value.shape)}")
         if key.shape[0] != num_tokens or key.shape[2] != head_dim:
             raise KernelError(f"key has shape {list(key.shape)}, query has {list(query.shape)}")
-        self._check("cos_sin", cos_sin, torch.float32, ndim=2)
-        if cos_sin.shape[1] != head_dim or not cos_sin.is_contiguous():
-            raise KernelError(f"cos_sin must be contiguous [max_positions, {head_dim}], not {list(cos_sin.shape)}")
+        if cos_sin is not None:
+            self._check("cos_sin", cos_sin, torch.float32, ndim=2)
+            if cos_sin.shape[1] != head_dim or not cos_sin.is_contiguous():
+                raise KernelError(f"cos_sin must be contiguous [max_positions, {head_dim}], not {list(cos_sin.shape)}")
         self._check_caches(key_cache, value_cache, head_dim)
         if key_cache.shape[1] != key.shape[1]:
             raise KernelError(f"key has {key.shape[1]} heads, key_cache has {key_cache.shape[1]}")
@@ -135,13 +136,14 @@ class NativeBackend:
 
         params = self._structs.rotate_and_cache
         params.query, params.key, params.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
-        params.cos_sin, params.stream = cos_sin.data_ptr(), self._stream()
+        params.cos_sin, params.max_positions = (None, 0) if cos_sin is None else (cos_sin.data_ptr(), cos_sin.shape[0])
+        params.stream = self._stream()
         _fill_view(params.key_cache, key_cache)
         _fill_view(params.value_cache, value_cache)
         params.query_token_stride, params.query_head_stride, _ = query.stride()
         params.key_token_stride, params.key_head_stride, _ = key.stride()
         params.value_token_stride, params.value_head_stride, _ = value.stride()
-        params.num_heads, params.max_positions = num_heads, cos_sin.shape[0]
+        params.num_heads = num_heads
         params.num_blocks, params.num_kv_heads, params.block_size, params.head_dim = key_cache.shape
         params.dtype, params.cache_dtype = _DTYPES[query.dtype], _dtype_code("key_cache", key_cache.dtype)
         self.library.call("rotate_and_cache", params)

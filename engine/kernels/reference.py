@@ -34,15 +34,16 @@ class ReferenceBackend:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        cos_sin: torch.Tensor,
+        cos_sin: torch.Tensor | None,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
         metadata: AttentionMetadata,
     ) -> None:
-        cos, sin = cos_sin[metadata.positions].unsqueeze(1).chunk(2, dim=-1)
-        for heads in (query, key):
-            first, second = _widen(heads).chunk(2, dim=-1)
-            heads.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
+        if cos_sin is not None:
+            cos, sin = cos_sin[metadata.positions].unsqueeze(1).chunk(2, dim=-1)
+            for heads in (query, key):
+                first, second = _widen(heads).chunk(2, dim=-1)
+                heads.copy_(torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1))
 
         tokens = (metadata.slot_mapping >= 0).nonzero().squeeze(1)
         slots = metadata.slot_mapping[tokens]

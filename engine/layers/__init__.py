@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from engine.layers.embedding import Embedding, LMHead
-from engine.layers.linear import GateUpLinear, Linear, QKVLinear
-from engine.layers.norm import RMSNorm
+from engine.layers.activation import Activation, build_activation
+from engine.layers.embedding import Embedding, LMHead, PositionEmbedding
+from engine.layers.linear import Linear
+from engine.layers.norm import LayerNorm, Norm, RMSNorm, build_norm
 from engine.layers.rotary import build_cos_sin
 from engine.layers.weight import WeightTarget
 
-__all__ = ["Embedding", "GateUpLinear", "LMHead", "Linear", "QKVLinear", "RMSNorm", "WeightTarget", "build_cos_sin"]
+__all__ = [
+    "Activation",
+    "Embedding",
+    "LMHead",
+    "LayerNorm",
+    "Linear",
+    "Norm",
+    "PositionEmbedding",
+    "RMSNorm",
+    "WeightTarget",
+    "build_activation",
+    "build_cos_sin",
+    "build_norm",
+]

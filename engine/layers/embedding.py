@@ -1,4 +1,4 @@
-"""Token embeddings and the head that turns hidden states into logits."""
+"""Embeddings of tokens and of positions, and the head that turns hidden states into logits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,23 @@ class Embedding:
 
     def __call__(self, input_ids: torch.Tensor) -> torch.Tensor:
         return functional.embedding(input_ids, self.weight)
+
+    def weight_targets(self, prefix: str) -> dict[str, WeightTarget]:
+        return {f"{prefix}.weight": WeightTarget.whole(self.weight)}
+
+
+class PositionEmbedding:
+    """A learned table `[offset + num_positions, hidden_size]`; position 0 is row `offset`."""
+
+    def __init__(
+        self, num_positions: int, offset: int, hidden_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.weight = torch.empty(offset + num_positions, hidden_size, dtype=dtype, device=device)
+        self._rows = self.weight[offset:]
+
+    def __call__(self, positions: torch.Tensor) -> torch.Tensor:
+        """int64 `[T]`, each below num_positions → `[T, hidden_size]`."""
+        return functional.embedding(positions, self._rows)
 
     def weight_targets(self, prefix: str) -> dict[str, WeightTarget]:
         return {f"{prefix}.weight": WeightTarget.whole(self.weight)}

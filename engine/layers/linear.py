@@ -1,8 +1,9 @@
-"""Linear layers; those that several checkpoint tensors share are filled shard by shard."""
+"""Linear layers; several projections of one input are one product, filled from the checkpoint's tensor of each."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch.nn import functional
@@ -11,73 +12,35 @@ from engine.layers.weight import WeightTarget
 
 
 class Linear:
-    """`y = x Wᵀ + b` with W `[out_features, in_features]`, contiguous."""
+    """`y = x Wᵀ + b` with W `[sum(out_features), in_features]`, contiguous.
+
+    Several `out_features` are projections of the same input as one product, their rows one after the other: q, k and v
+    of attention, gate and up of a gated MLP.
+    """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device
+        self, in_features: int, out_features: Sequence[int], bias: bool, dtype: torch.dtype, device: torch.device
     ) -> None:
-        self.weight = torch.empty(out_features, in_features, dtype=dtype, device=device)
-        self.bias = torch.empty(out_features, dtype=dtype, device=device) if bias else None
+        num_rows = sum(out_features)
+        self.weight = torch.empty(num_rows, in_features, dtype=dtype, device=device)
+        self.bias = torch.empty(num_rows, dtype=dtype, device=device) if bias else None
+        self._parts = [slice(end - size, end) for size, end in zip(out_features, accumulate(out_features), strict=True)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return functional.linear(x, self.weight, self.bias)
 
-    def weight_targets(self, prefix: str) -> dict[str, WeightTarget]:
-        return self._row_targets(prefix, slice(None))
+    def weight_targets(self, *names: str, transposed: bool = False) -> dict[str, WeightTarget]:
+        """Where the checkpoint's tensors go.
 
-    def _row_targets(self, prefix: str, rows: slice) -> dict[str, WeightTarget]:
-        targets = {f"{prefix}.weight": WeightTarget.whole(self.weight[rows])}
-        if self.bias is not None:
-            targets[f"{prefix}.bias"] = WeightTarget.whole(self.bias[rows])
+        Args:
+            names: one a projection, or a single one if the checkpoint has fused them too.
+            transposed: the checkpoint stores weights as `[in_features, out_features]` (GPT-2's Conv1D).
+        """
+        parts = self._parts if len(names) > 1 else [slice(None)]
+        targets: dict[str, WeightTarget] = {}
+        for name, rows in zip(names, parts, strict=True):
+            weight = self.weight[rows]
+            targets[f"{name}.weight"] = WeightTarget.whole(weight.t() if transposed else weight)
+            if self.bias is not None:
+                targets[f"{name}.bias"] = WeightTarget.whole(self.bias[rows])
         return targets
-
-
-class QKVLinear(Linear):
-    """The three projections of attention as one product; its rows are those of q, then k, then v."""
-
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-        bias: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        super().__init__(hidden_size, (num_heads + 2 * num_kv_heads) * head_dim, bias, dtype, device)
-        self.q_size = num_heads * head_dim
-        self.kv_size = num_kv_heads * head_dim
-
-    def shard(self, name: Literal["q", "k", "v"]) -> slice:
-        """The rows of one projection."""
-        q, kv = self.q_size, self.kv_size
-        return {"q": slice(0, q), "k": slice(q, q + kv), "v": slice(q + kv, q + 2 * kv)}[name]
-
-    def weight_targets(self, prefix: str) -> dict[str, WeightTarget]:
-        return {
-            **self._row_targets(f"{prefix}.q_proj", self.shard("q")),
-            **self._row_targets(f"{prefix}.k_proj", self.shard("k")),
-            **self._row_targets(f"{prefix}.v_proj", self.shard("v")),
-        }
-
-
-class GateUpLinear(Linear):
-    """The two inner projections of a gated MLP as one product; gate first."""
-
-    def __init__(
-        self, hidden_size: int, intermediate_size: int, bias: bool, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        super().__init__(hidden_size, 2 * intermediate_size, bias, dtype, device)
-        self.intermediate_size = intermediate_size
-
-    def shard(self, name: Literal["gate", "up"]) -> slice:
-        """The rows of one projection."""
-        inner = self.intermediate_size
-        return {"gate": slice(0, inner), "up": slice(inner, 2 * inner)}[name]
-
-    def weight_targets(self, prefix: str) -> dict[str, WeightTarget]:
-        return {
-            **self._row_targets(f"{prefix}.gate_proj", self.shard("gate")),
-            **self._row_targets(f"{prefix}.up_proj", self.shard("up")),
-        }

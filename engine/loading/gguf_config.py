@@ -75,7 +75,7 @@ def _model_config(file: GGUFFile, kind: str, fingerprint: str) -> ModelConfig:
         num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
         head_dim=head_dim,
         max_position_embeddings=file.required(f"{kind}.context_length", int),
-        rms_norm_eps=file.required(f"{kind}.attention.layer_norm_rms_epsilon", float),
+        norm_eps=file.required(f"{kind}.attention.layer_norm_rms_epsilon", float),
         rope_theta=file.get(f"{kind}.rope.freq_base", float) or 10000.0,
         rope_scaling=_rope_scaling(file, kind, head_dim),
         tie_word_embeddings="output.weight" not in file.tensors,

@@ -37,19 +37,21 @@ def load_model(
     from engine.models import build_model  # here, so that reading a configuration does not import torch
 
     model = build_model(config, kernels, dtype, device)
-    pending = model.weight_targets()
-    known = frozenset(pending)
+    pending, unused = model.weight_targets(), model.unused_weights
+    known = unused.union(pending)
     num_bytes, total = 0, checkpoint.num_weight_bytes
-    for name, tensor in checkpoint.weights():
+    for stored_name, tensor in checkpoint.weights():
         num_bytes += tensor.nbytes
-        if name not in model.unused_weights and not name.endswith("rotary_emb.inv_freq"):
+        # A checkpoint of the bare decoder has names without the module that holds it.
+        name = stored_name if stored_name in known else f"{model.base_model_prefix}.{stored_name}"
+        if name not in unused:
             if name not in pending:
                 why = "occurs twice" if name in known else f"has no place in {config.architecture}"
-                raise ModelLoadError(f"{checkpoint.source}: tensor {name} {why}")
+                raise ModelLoadError(f"{checkpoint.source}: tensor {stored_name} {why}")
             target = pending.pop(name)
             if tuple(tensor.shape) != target.shape:
                 raise ModelLoadError(
-                    f"{checkpoint.source}: tensor {name} has shape {list(tensor.shape)}, "
+                    f"{checkpoint.source}: tensor {stored_name} has shape {list(tensor.shape)}, "
                     f"the configuration says {list(target.shape)}"
                 )
             target.load(tensor)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from engine.config import ModelConfig
 from engine.errors import ModelLoadError, UnsupportedModelError
 from engine.loading.checkpoint import Checkpoint
+from engine.loading.config_reader import read_json
 from engine.loading.fingerprint import Span, content_fingerprint
-from engine.loading.hf_config import read_hf_config, read_json
+from engine.loading.hf_config import read_hf_config
 
 if TYPE_CHECKING:
     import torch

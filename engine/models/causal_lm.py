@@ -15,8 +15,13 @@ class CausalLM(Protocol):
     """A decoder over the paged KV cache."""
 
     config: ModelConfig
-    unused_weights: frozenset[str]
-    """Checkpoint tensors that this configuration has no use for, such as the head of a tied model."""
+    base_model_prefix: str
+    """What names in `weight_targets` and `unused_weights` begin with, but for the head's; checkpoints may omit it."""
+
+    @property
+    def unused_weights(self) -> frozenset[str]:
+        """Checkpoint tensors that this configuration has no use for, such as the head of a tied model."""
+        ...
 
     def forward(self, input_ids: torch.Tensor, kv_pool: torch.Tensor, metadata: AttentionMetadata) -> torch.Tensor:
         """Hidden states after the final norm, `[T, hidden_size]`; K and V of the T tokens go to the pool.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from engine.layers import Embedding, GateUpLinear, LMHead, QKVLinear
+from engine.layers import Embedding, Linear, LMHead
 
 CPU = torch.device("cpu")
 
@@ -14,38 +15,57 @@ def random_fill(targets: dict[str, torch.Size]) -> dict[str, torch.Tensor]:
     return {name: torch.randn(shape, generator=generator) for name, shape in targets.items()}
 
 
-def test_qkv_with_biases_equals_three_layers() -> None:
-    layer = QKVLinear(16, num_heads=4, num_kv_heads=2, head_dim=8, bias=True, dtype=torch.float32, device=CPU)
-    targets = layer.weight_targets("attn")
+def test_projections_with_biases_equal_separate_layers() -> None:
+    layer = Linear(16, [32, 16, 16], bias=True, dtype=torch.float32, device=CPU)
+    targets = layer.weight_targets("attn.q", "attn.k", "attn.v")
     assert {name: target.shape for name, target in targets.items()} == {
-        "attn.q_proj.weight": (32, 16),
-        "attn.q_proj.bias": (32,),
-        "attn.k_proj.weight": (16, 16),
-        "attn.k_proj.bias": (16,),
-        "attn.v_proj.weight": (16, 16),
-        "attn.v_proj.bias": (16,),
+        "attn.q.weight": (32, 16),
+        "attn.q.bias": (32,),
+        "attn.k.weight": (16, 16),
+        "attn.k.bias": (16,),
+        "attn.v.weight": (16, 16),
+        "attn.v.bias": (16,),
     }
     weights = random_fill({name: torch.Size(target.shape) for name, target in targets.items()})
     for name, target in targets.items():
         target.load(weights[name])
     x = torch.randn(5, 16)
-    parts = [x @ weights[f"attn.{name}_proj.weight"].T + weights[f"attn.{name}_proj.bias"] for name in "qkv"]
+    parts = [x @ weights[f"attn.{name}.weight"].T + weights[f"attn.{name}.bias"] for name in "qkv"]
     torch.testing.assert_close(layer(x), torch.cat(parts, dim=-1))
 
 
-def test_gate_comes_before_up() -> None:
-    layer = GateUpLinear(16, 24, bias=False, dtype=torch.float32, device=CPU)
-    targets = layer.weight_targets("mlp")
-    assert list(targets) == ["mlp.gate_proj.weight", "mlp.up_proj.weight"]
-    targets["mlp.gate_proj.weight"].load(torch.zeros(24, 16))
-    targets["mlp.up_proj.weight"].load(torch.ones(24, 16))
-    out = layer(torch.ones(1, 16))
-    assert torch.equal(out, torch.cat((torch.zeros(1, 24), torch.full((1, 24), 16.0)), dim=-1))
+def test_a_fused_and_transposed_checkpoint_fills_all_projections_at_once() -> None:
+    layer = Linear(16, [32, 16, 16], bias=True, dtype=torch.float32, device=CPU)
+    targets = layer.weight_targets("c_attn", transposed=True)
+    assert {name: target.shape for name, target in targets.items()} == {
+        "c_attn.weight": (16, 64),
+        "c_attn.bias": (64,),
+    }
+    weights = random_fill({name: torch.Size(target.shape) for name, target in targets.items()})
+    for name, target in targets.items():
+        target.load(weights[name])
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(layer(x), x @ weights["c_attn.weight"] + weights["c_attn.bias"])
+    assert layer.weight.is_contiguous()
+
+
+def test_transposed_parts_land_in_their_rows() -> None:
+    layer = Linear(4, [2, 3], bias=False, dtype=torch.float32, device=CPU)
+    targets = layer.weight_targets("a", "b", transposed=True)
+    first, second = torch.randn(4, 2), torch.randn(4, 3)
+    targets["a.weight"].load(first)
+    targets["b.weight"].load(second)
+    assert torch.equal(layer.weight, torch.cat((first.T, second.T)))
+
+
+def test_names_must_match_the_projections() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        Linear(4, [2, 2, 2], bias=False, dtype=torch.float32, device=CPU).weight_targets("a", "b")
 
 
 def test_loading_converts_the_type() -> None:
-    layer = GateUpLinear(4, 2, bias=False, dtype=torch.bfloat16, device=CPU)
-    layer.weight_targets("mlp")["mlp.up_proj.weight"].load(torch.full((2, 4), 1.0 + 2**-12))
+    layer = Linear(4, [2, 2], bias=False, dtype=torch.bfloat16, device=CPU)
+    layer.weight_targets("gate", "up")["up.weight"].load(torch.full((2, 4), 1.0 + 2**-12))
     assert torch.equal(layer.weight[2:], torch.ones(2, 4, dtype=torch.bfloat16))
 
 

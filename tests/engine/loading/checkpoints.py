@@ -10,10 +10,14 @@ import gguf
 import numpy as np
 import torch
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -28,31 +32,40 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., PreTrainedModel]]] =
     "MistralForCausalLM": (MistralConfig, MistralForCausalLM),
     "Qwen2ForCausalLM": (Qwen2Config, Qwen2ForCausalLM),
     "Qwen3ForCausalLM": (Qwen3Config, Qwen3ForCausalLM),
+    "OPTForCausalLM": (OPTConfig, OPTForCausalLM),
+    "GPT2LMHeadModel": (GPT2Config, GPT2LMHeadModel),
 }
+_TOKENS: dict[str, Any] = {"vocab_size": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+_LLAMA_SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
+_OPT_SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "ffn_dim": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "bos_token_id": 2,
+}
+_GPT2_SHAPE: dict[str, Any] = {"n_embd": 64, "n_inner": 96, "n_layer": 3, "n_head": 4, "n_positions": 128}
 
 
 def hf_model(architecture: str, **overrides: Any) -> PreTrainedModel:
     """A tiny transformers model with random weights, norms and biases included."""
-    shape: dict[str, Any] = {
-        "vocab_size": 256,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "max_position_embeddings": 128,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": None,
-    }
+    shape = {"OPTForCausalLM": _OPT_SHAPE, "GPT2LMHeadModel": _GPT2_SHAPE}.get(architecture, _LLAMA_SHAPE)
     make_config, make_model = FAMILIES[architecture]
     torch.manual_seed(0)
-    model = make_model(make_config(**(shape | overrides)))
+    model = make_model(make_config(**(_TOKENS | shape | overrides)))
     model.train(False)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("norm.weight", "bias")):
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
             else:
                 parameter.mul_(3)  # logits well apart
@@ -107,7 +120,7 @@ def write_gguf(
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -58,8 +58,8 @@ def test_the_same_model_as_a_folder_and_as_gguf(tmp_path: Path, architecture: st
     folder, path, config = convert(tmp_path, architecture, **overrides)
     checkpoint = open_checkpoint(str(path))
     read = checkpoint.model_config()
-    assert read.rms_norm_eps == pytest.approx(config.rms_norm_eps)
-    assert dataclasses.replace(read, fingerprint="", rms_norm_eps=config.rms_norm_eps) == (
+    assert read.norm_eps == pytest.approx(config.norm_eps)
+    assert dataclasses.replace(read, fingerprint="", norm_eps=config.norm_eps) == (
         dataclasses.replace(config, fingerprint="")
     )
     expected = dict(open_checkpoint(str(folder)).weights())

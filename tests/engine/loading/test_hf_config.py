@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from engine.config import ModelConfig, RopeScaling
 from engine.errors import ModelLoadError, UnsupportedModelError
+from engine.loading.dummy_shapes import SHAPES
 from engine.loading.hf_config import read_hf_config
 
 LLAMA: dict[str, Any] = {
@@ -35,6 +37,41 @@ LLAMA3_RULE = {
 }
 
 
+# As the authors publish opt-350m and gpt2-xl, without what only training reads.
+OPT: dict[str, Any] = {
+    "architectures": ["OPTForCausalLM"],
+    "model_type": "opt",
+    "_remove_final_layer_norm": False,
+    "activation_function": "relu",
+    "bos_token_id": 2,
+    "do_layer_norm_before": False,
+    "eos_token_id": 2,
+    "ffn_dim": 4096,
+    "hidden_size": 1024,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "prefix": "</s>",
+    "torch_dtype": "float16",
+    "vocab_size": 50272,
+    "word_embed_proj_dim": 512,
+}
+GPT2: dict[str, Any] = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+    "layer_norm_epsilon": 1e-05,
+    "n_ctx": 1024,
+    "n_embd": 1600,
+    "n_head": 25,
+    "n_layer": 48,
+    "n_positions": 1024,
+    "vocab_size": 50257,
+}
+
+
 def read(folder: Path, fields: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:
     (folder / "config.json").write_text(json.dumps(fields))
     if generation is not None:
@@ -54,7 +91,7 @@ def test_llama_3(tmp_path: Path) -> None:
         num_kv_heads=8,
         head_dim=128,
         max_position_embeddings=131072,
-        rms_norm_eps=1e-5,
+        norm_eps=1e-5,
         rope_theta=500000.0,
         bos_token_id=128000,
         eos_token_ids=(128001, 128008, 128009),
@@ -116,15 +153,37 @@ def test_qwen3_norms_heads_and_has_its_own_head_dim(tmp_path: Path) -> None:
     assert (config.qk_norm, config.head_dim) == (True, 128)
 
 
+@pytest.mark.parametrize(("fields", "name"), [(OPT, "opt-350m"), (GPT2, "gpt2-xl")])
+def test_opt_and_gpt2_as_published(tmp_path: Path, fields: dict[str, Any], name: str) -> None:
+    assert read(tmp_path, fields) == dataclasses.replace(SHAPES[name], fingerprint="f")
+
+
+def test_opt_with_norms_before_and_without_projections(tmp_path: Path) -> None:
+    fields = OPT | {"do_layer_norm_before": True, "word_embed_proj_dim": None}
+    config = read(tmp_path, fields)
+    assert (config.norm_placement, config.final_norm, config.embedding_size) == ("pre", True, 1024)
+    assert not read(tmp_path, fields | {"_remove_final_layer_norm": True}).final_norm
+
+
+def test_gpt2_inner_width_is_four_times_the_hidden_one_unless_given(tmp_path: Path) -> None:
+    assert read(tmp_path, GPT2).intermediate_size == 6400
+    assert read(tmp_path, GPT2 | {"n_inner": 1000}).intermediate_size == 1000
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel is not supported; supported: LlamaForCausalLM, Mis"),
+        ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM is not supported; supported: GPT2LMHeadModel, Ll"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"torch_dtype": "float8_e4m3fn"}, "dtype 'float8_e4m3fn'"),
-        ({"hidden_act": "gelu"}, "activation 'gelu'"),
+        ({"hidden_act": "gelu"}, "activation 'gelu' of a gated MLP"),
+        (OPT | {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=False"),
+        (OPT | {"activation_function": "silu"}, "activation 'silu' of a plain MLP"),
+        (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights=False"),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention=True"),
     ],
 )
 def test_unsupported_models_say_what_and_what_instead(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -147,6 +206,11 @@ def test_unsupported_models_say_what_and_what_instead(tmp_path: Path, change: di
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "rope_scaling.factor=0.5 must be at least 1"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rope_scaling.low_freq_factor is missing"),
         ({"eos_token_id": "</s>"}, "eos_token_id='</s>' must be a token id"),
+        (OPT | {"ffn_dim": None}, "ffn_dim is missing"),
+        (OPT | {"word_embed_proj_dim": 0}, "embedding_dim=0 must be an integer from 1"),
+        (OPT | {"enable_bias": 1}, "enable_bias=1 is not of type bool"),
+        (GPT2 | {"n_embd": None}, "n_embd is missing"),
+        (GPT2 | {"n_head": 7}, "n_embd=1600 is no multiple of 7 heads"),
     ],
 )
 def test_malformed_fields_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -60,7 +60,7 @@ def test_shards_land_in_their_rows() -> None:
     qkv = torch.cat([weights[f"{prefix}self_attn.{name}_proj.weight"] for name in "qkv"])
     gate_up = torch.cat([weights[f"{prefix}mlp.{name}_proj.weight"] for name in ("gate", "up")])
     assert torch.equal(layer.self_attn.qkv_proj.weight, qkv)
-    assert torch.equal(layer.mlp.gate_up_proj.weight, gate_up)
+    assert torch.equal(layer.mlp.in_proj.weight, gate_up)
     assert layer.self_attn.qkv_proj.weight.is_contiguous()
 
 
@@ -112,6 +112,6 @@ def test_stored_tables_and_the_head_of_a_tied_model_are_not_needed() -> None:
 
 def test_an_architecture_without_a_model() -> None:
     checkpoint = open_checkpoint("dummy:tiny")
-    config = dataclasses.replace(checkpoint.model_config(), architecture="GPT2LMHeadModel")
-    with pytest.raises(UnsupportedModelError, match="architecture GPT2LMHeadModel is not supported; supported: Llama"):
+    config = dataclasses.replace(checkpoint.model_config(), architecture="BloomForCausalLM")
+    with pytest.raises(UnsupportedModelError, match="architecture BloomForCausalLM is not supported; supported: GPT2"):
         load_model(checkpoint, config, ReferenceBackend(), torch.float32, torch.device("cpu"))

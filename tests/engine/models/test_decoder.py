@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from engine import LLM, SamplingParams
+from engine.errors import ModelLoadError
+from engine.kernels.backend import KernelBackend
+from engine.kernels.cpu import CpuBackend
+from engine.kernels.library import KernelsUnavailableError
 from engine.kernels.reference import ReferenceBackend
 from engine.loading import load_model, open_checkpoint
 from engine.models import CausalLM, build_model
@@ -41,13 +47,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-window": ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
     "qwen3": ("Qwen3ForCausalLM", {}),
     "qwen3-wide-heads": ("Qwen3ForCausalLM", {"head_dim": 32, "tie_word_embeddings": True}),
+    "opt": ("OPTForCausalLM", {}),
+    "opt-untied": ("OPTForCausalLM", {"tie_word_embeddings": False}),
+    "opt-post-norm": ("OPTForCausalLM", {"do_layer_norm_before": False}),
+    "opt-350m": ("OPTForCausalLM", {"do_layer_norm_before": False, "word_embed_proj_dim": 32}),
+    "opt-projected-pre-norm": ("OPTForCausalLM", {"word_embed_proj_dim": 80, "tie_word_embeddings": False}),
+    "opt-without-final-norm": ("OPTForCausalLM", {"_remove_final_layer_norm": True}),
+    "opt-without-biases": ("OPTForCausalLM", {"enable_bias": False, "activation_function": "gelu"}),
+    "opt-head-dim-80": ("OPTForCausalLM", {"hidden_size": 160, "num_attention_heads": 2}),
+    "gpt2": ("GPT2LMHeadModel", {}),
+    "gpt2-untied": ("GPT2LMHeadModel", {"tie_word_embeddings": False}),
+    "gpt2-plain-gelu": ("GPT2LMHeadModel", {"activation_function": "gelu", "layer_norm_epsilon": 1e-3}),
+    "gpt2-default-width": ("GPT2LMHeadModel", {"n_inner": None, "n_head": 8}),
 }
 PROMPT = torch.randint(0, 256, (45,), generator=torch.Generator().manual_seed(3)).tolist()
 
 
-def load(folder: Path) -> CausalLM:
+def load(folder: Path, kernels: KernelBackend | None = None) -> CausalLM:
     checkpoint = open_checkpoint(str(folder))
-    return load_model(checkpoint, checkpoint.model_config(), ReferenceBackend(), torch.float32, torch.device("cpu"))
+    kernels = kernels or ReferenceBackend()
+    return load_model(checkpoint, checkpoint.model_config(), kernels, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture
+def cpu_kernels() -> KernelBackend:
+    try:
+        return CpuBackend(1)
+    except KernelsUnavailableError as error:
+        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -58,6 +85,7 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
         expected = theirs(torch.tensor([PROMPT])).logits[0]
     model = load(save_hf(theirs, tmp_path))
     assert model.config.architecture == architecture
+    assert model.config.num_parameters == sum(parameter.numel() for parameter in theirs.parameters())
 
     logits = prompt_logits(model, PROMPT)
     assert logits.dtype == torch.float32
@@ -66,8 +94,77 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(chunked, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_mixed_batches_of_prompts_and_decodes_equal_single_sequences(tmp_path: Path) -> None:
-    model = load(save_hf(hf_model("Qwen3ForCausalLM"), tmp_path))
+@pytest.mark.parametrize("architecture", ["OPTForCausalLM", "GPT2LMHeadModel"])
+def test_native_kernels_equal_transformers(architecture: str, tmp_path: Path, cpu_kernels: KernelBackend) -> None:
+    """Without rotation, through the library."""
+    theirs = hf_model(architecture)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([PROMPT])).logits[0]
+    model = load(save_hf(theirs, tmp_path), cpu_kernels)
+    torch.testing.assert_close(prompt_logits(model, PROMPT, [9, 1, 35]), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "prefix", "buffers"),
+    [
+        ("OPTForCausalLM", "model.", []),
+        (
+            "GPT2LMHeadModel",
+            "transformer.",
+            [f"h.{i}.attn.{name}" for i in range(3) for name in ("bias", "masked_bias")],
+        ),
+    ],
+)
+def test_published_folders_of_the_bare_decoder_load(
+    architecture: str, prefix: str, buffers: list[str], tmp_path: Path
+) -> None:
+    """gpt2's names lack the outer module's, and causal masks lie among its weights."""
+    folder = save_hf(hf_model(architecture), tmp_path)
+    expected = prompt_logits(load(folder), PROMPT)
+    weights = load_file(folder / "model.safetensors")
+    assert all(name.startswith(prefix) for name in weights)
+    bare = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    save_file(bare | {name: torch.ones(1, 1, 8, 8) for name in buffers}, folder / "model.safetensors")
+    assert torch.equal(prompt_logits(load(folder), PROMPT), expected)
+    save_file(bare | {"h.0.attn.c_attn.scale": torch.ones(1)}, folder / "model.safetensors")
+    with pytest.raises(ModelLoadError, match=r"tensor h\.0\.attn\.c_attn\.scale has no place in "):
+        load(folder)
+
+
+@pytest.mark.parametrize("architecture", ["OPTForCausalLM", "GPT2LMHeadModel"])
+def test_greedy_tokens_through_the_engine_equal_transformers(architecture: str, tmp_path: Path) -> None:
+    """A max_model_len below the table of positions, chunks, and prompts of several lengths at once."""
+    theirs = hf_model(architecture)
+    prompts = [PROMPT[:1], PROMPT[1:8], PROMPT[8:], PROMPT[3:40]]
+    expected = [
+        theirs.generate(  # type: ignore[operator]
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            do_sample=False,
+            max_new_tokens=24,
+            min_new_tokens=24,
+            eos_token_id=None,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+    llm = LLM(
+        str(save_hf(theirs, tmp_path)),
+        dtype="float32",
+        num_blocks=64,
+        block_size=4,
+        max_model_len=100,
+        max_num_batched_tokens=16,
+        num_threads=1,
+    )
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+    assert [output.outputs[0].token_ids for output in outputs] == expected
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "OPTForCausalLM", "GPT2LMHeadModel"])
+def test_mixed_batches_of_prompts_and_decodes_equal_single_sequences(architecture: str, tmp_path: Path) -> None:
+    model = load(save_hf(hf_model(architecture), tmp_path))
     prompts = [PROMPT[:9], PROMPT[9:30], PROMPT[30:]]
     expected = [prompt_logits(model, prompt) for prompt in prompts]
 

@@ -1,0 +1,27 @@
+"""What a decoder's MLP does between its two products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch.nn import functional
+
+from engine.config import ModelConfig
+from engine.kernels.backend import KernelBackend
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+_TANH_GELU: Activation = partial(functional.gelu, approximate="tanh")
+_PLAIN: dict[str, Activation] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_new": _TANH_GELU,
+    "gelu_pytorch_tanh": _TANH_GELU,
+}
+
+
+def build_activation(config: ModelConfig, kernels: KernelBackend) -> Activation:
+    """From the first product, `[T, 2 * intermediate_size]` (gate first) if gated, to `[T, intermediate_size]`."""
+    return kernels.silu_and_mul if config.gated_mlp else _PLAIN[config.hidden_act]
