@@ -87,13 +87,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             block_size=block_size,
             max_num_batched_tokens=budget,
             max_num_seqs=seats,
-            enable_prefix_caching=caching,
+            **self.options(caching),
         )
         self.requests: dict[str, EngineRequest] = {}
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.first_token_order: list[str] = []
         self.ended: set[str] = set()
         self.count = 0
+
+    def options(self, caching: bool) -> dict[str, object]:
+        """Engine options beside those that `start` draws."""
+        return {"enable_prefix_caching": caching}
 
     @rule(
         length=st.integers(1, 24),
