@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -47,8 +48,28 @@ def test_model_shapes_are_checked() -> None:
         dataclasses.replace(MODEL, num_heads=3, num_kv_heads=2)
     with pytest.raises(ConfigError, match="hidden_size"):
         dataclasses.replace(MODEL, hidden_size=0)
-    with pytest.raises(UnsupportedModelError, match="gelu"):
+    with pytest.raises(UnsupportedModelError, match="activation 'gelu' of a gated MLP"):
         dataclasses.replace(MODEL, hidden_act="gelu")
+    with pytest.raises(UnsupportedModelError, match="activation 'silu' of a plain MLP"):
+        dataclasses.replace(MODEL, gated_mlp=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"position_embedding": "alibi"}, "position_embedding='alibi' must be one of rotary, learned"),
+        ({"norm": "batch_norm"}, "norm='batch_norm' must be one of rms_norm, layer_norm"),
+        ({"norm_placement": "both"}, "norm_placement='both' must be one of pre, post"),
+        ({"embedding_dim": 0}, "embedding_dim=0 must be an integer from 1"),
+        ({"position_offset": -1}, "position_offset=-1 must be an integer from 0"),
+        ({"position_offset": 2}, "position_offset=2 needs learned positions"),
+        ({"norm": "layer_norm", "qk_norm": True}, "qk_norm needs norm=rms_norm"),
+        ({"head_dim": 15}, "head_dim=15 must be even"),
+    ],
+)
+def test_variants_of_a_decoder_are_checked(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"model config: {message}"):
+        dataclasses.replace(MODEL, **change)
 
 
 def test_prefix_caching_is_off_where_nothing_can_be_shared() -> None:
