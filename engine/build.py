@@ -27,7 +27,11 @@ def build_engine(model: str, config: EngineConfig, progress: Progress | None = N
     wanted_len = min(config.max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)
     # Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB.
     worker = Worker(checkpoint, dataclasses.replace(model_config, max_position_embeddings=wanted_len), config, progress)
-    cache_config = CacheConfig(config.block_size, worker.choose_num_blocks(wanted_len), config.enable_prefix_caching)
+    num_blocks = worker.choose_num_blocks(wanted_len)
+    num_swap_blocks = 0 if config.preemption == "recompute" else config.num_swap_blocks
+    if num_swap_blocks is None:
+        num_swap_blocks = max(1, num_blocks // 4)
+    cache_config = CacheConfig(config.block_size, num_blocks, config.enable_prefix_caching, num_swap_blocks)
     engine = LLMEngine(
         UniprocExecutor(worker),
         model_config,

@@ -13,7 +13,7 @@ from engine.errors import ConfigError, UnsupportedModelError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none"]
-Preemption = Literal["auto", "recompute"]
+Preemption = Literal["auto", "swap", "recompute"]
 Device = Literal["auto", "cpu", "cuda"]
 
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
@@ -126,7 +126,10 @@ class EngineConfig:
         num_threads: threads of the CPU kernels and of torch; None takes all cores this process may use but one. Matrix
             products wait for their slowest thread, so a core shared with other work slows a step many times over.
         enable_prefix_caching: reuse KV blocks of equal prefixes.
-        preemption: what happens to the newest group when blocks run out: "recompute", or "auto" for the cheapest.
+        num_swap_blocks: blocks of host memory that preempted groups are swapped out to; 0 for no swapping. None is a
+            quarter of the pool.
+        preemption: what happens to the newest group when blocks run out: "swap" to host memory, "recompute" later, or
+            "auto" for the cheaper of the two. A full swap pool falls back to recomputation.
         kernels: "auto", or the name of a kernel backend ("reference", "cpu", "cuda") for tests and comparisons.
         seed: base seed of requests that bring none.
     """
@@ -138,6 +141,7 @@ class EngineConfig:
     block_size: int = 16
     num_blocks: int | None = None
     gpu_memory_utilization: float | None = None
+    num_swap_blocks: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -152,12 +156,15 @@ class EngineConfig:
         _one_of("kv_cache_dtype", self.kv_cache_dtype, DTYPES)
         _one_of("quantization", self.quantization, ("auto", "none"))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        _one_of("preemption", self.preemption, ("auto", "recompute"))
+        _one_of("preemption", self.preemption, ("auto", "swap", "recompute"))
         _one_of("kernels", self.kernels, ("auto", "reference", "cpu", "cuda"))
         _integer("block_size", self.block_size, 1, 256)
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size={self.block_size} must be a power of two from 1 to 256")
         _integer("num_blocks", self.num_blocks, 1, 1 << 30, optional=True)
+        _integer("num_swap_blocks", self.num_swap_blocks, 0, 1 << 30, optional=True)
+        if self.preemption == "swap" and self.num_swap_blocks == 0:
+            raise ConfigError("preemption='swap' needs num_swap_blocks above 0")
         _integer("max_model_len", self.max_model_len, 2, 1 << 30, optional=True)
         _integer("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
         _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 24)
@@ -186,6 +193,7 @@ class CacheConfig:
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool
+    num_swap_blocks: int = 0
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.errors import ConfigError, PromptTooLongError, RequestError
 from engine.request import EngineRequest
@@ -29,9 +31,24 @@ def resolve_max_model_len(config: EngineConfig, model: ModelConfig, num_blocks: 
 
 
 class RequestValidator:
-    """Checks requests against the model and the pool. Stateless, so any thread may call it."""
+    """Checks requests against the model and the pool. Stateless, so any thread may call it.
 
-    def __init__(self, model: ModelConfig, config: EngineConfig, cache: CacheConfig, max_model_len: int) -> None:
+    Args:
+        num_pinned_blocks: how many blocks shared prefixes hold for good, asked at each check.
+        can_match_text: whether the engine has a tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: EngineConfig,
+        cache: CacheConfig,
+        max_model_len: int,
+        num_pinned_blocks: Callable[[], int],
+        can_match_text: bool,
+    ) -> None:
+        self._num_pinned_blocks = num_pinned_blocks
+        self._can_match_text = can_match_text
         self._vocab_size = model.vocab_size
         self._config = config
         self._cache = cache
@@ -82,20 +99,26 @@ class RequestValidator:
 
     def _check_group(self, request: EngineRequest) -> None:
         params = request.sampling_params
-        if params.n > self._config.max_num_seqs:
+        name = "n" if params.best_of is None else "best_of"
+        seats = self._config.max_num_seqs
+        if params.use_beam_search:
+            seats = min(seats, self._config.max_num_batched_tokens)  # all beams draw in one step
+        if params.width > seats:
             raise RequestError(
-                f"n={params.n} exceeds the {self._config.max_num_seqs} sequences that this model runs at once",
-                param="n",
+                f"{name}={params.width} exceeds the {seats} sequences that this model runs at once",
+                param=name,
                 code="invalid_value",
             )
+        if params.ranks_at_end and params.stop and not self._can_match_text:
+            raise RequestError("stop strings need a tokenizer, which this model has not", param="stop")
         num_prompt = len(request.prompt_token_ids)
         longest = self._max_model_len if params.max_tokens is None else num_prompt + params.max_tokens
         shared = num_prompt // self._cache.block_size
-        worst = shared + params.n * (self._cache.blocks_for(longest) - shared)
-        if worst > self._cache.num_blocks:
+        worst = shared + params.width * (self._cache.blocks_for(longest) - shared)
+        if worst > self._cache.num_blocks - self._num_pinned_blocks():
             raise RequestError(
-                f"n={params.n} sequences of up to {longest} tokens need {worst} KV blocks beside the shared prompt; "
-                f"the pool has {self._cache.num_blocks}",
-                param="n",
+                f"{name}={params.width} sequences of up to {longest} tokens need {worst} KV blocks; the pool has "
+                f"{self._cache.num_blocks}, {self._num_pinned_blocks()} of them pinned",
+                param=name,
                 code="invalid_value",
             )

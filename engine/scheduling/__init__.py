@@ -1,6 +1,23 @@
 """Which tokens each step computes. Plain Python, no torch."""
 
 from engine.scheduling.scheduler import Scheduler
-from engine.scheduling.scheduler_output import SampledToken, SampleRequest, ScheduledSequence, SchedulerOutput
+from engine.scheduling.scheduler_output import (
+    BeamCandidate,
+    BeamCandidates,
+    SampledToken,
+    SampleRequest,
+    SamplerOutput,
+    ScheduledSequence,
+    SchedulerOutput,
+)
 
-__all__ = ["SampleRequest", "SampledToken", "ScheduledSequence", "Scheduler", "SchedulerOutput"]
+__all__ = [
+    "BeamCandidate",
+    "BeamCandidates",
+    "SampleRequest",
+    "SampledToken",
+    "SamplerOutput",
+    "ScheduledSequence",
+    "Scheduler",
+    "SchedulerOutput",
+]
