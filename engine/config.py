@@ -6,7 +6,8 @@ Both are frozen and checked where they are made. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.errors import ConfigError, UnsupportedModelError
@@ -15,6 +16,8 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none"]
 Preemption = Literal["auto", "swap", "recompute"]
 Device = Literal["auto", "cpu", "cuda"]
+Reservation = Literal["paged", "orca_max", "orca_pow2", "orca_oracle"]
+Batching = Literal["continuous", "static"]
 
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 
@@ -125,11 +128,20 @@ class EngineConfig:
         max_num_batched_tokens: token budget of one step, shared by decodes and prompt chunks.
         num_threads: threads of the CPU kernels and of torch; None takes all cores this process may use but one. Matrix
             products wait for their slowest thread, so a core shared with other work slows a step many times over.
-        enable_prefix_caching: reuse KV blocks of equal prefixes.
+        enable_prefix_caching: reuse KV blocks of equal prefixes. None is yes, except under a reservation other than
+            "paged", where nothing can be shared.
         num_swap_blocks: blocks of host memory that preempted groups are swapped out to; 0 for no swapping. None is a
             quarter of the pool.
         preemption: what happens to the newest group when blocks run out: "swap" to host memory, "recompute" later, or
             "auto" for the cheaper of the two. A full swap pool falls back to recomputation.
+        reservation: "paged" gives blocks on demand. The others are the paper's baselines: every sequence reserves one
+            contiguous run at admission, for as many tokens as `max_model_len` ("orca_max"), its prompt and the next
+            power of two of its output ("orca_pow2"), or its prompt and output ("orca_oracle"), where the output's
+            length is taken to be `max_tokens`.
+        batching: "continuous" admits requests at every step; "static" admits a batch together, as many as seats and
+            memory allow, and the next one when all of it has ended.
+        shared_prefixes: name → a text, or token ids, that many prompts begin with, such as a system prompt: its full
+            blocks are computed at the start and pinned. Requests share them by their content; nothing names them.
         kernels: "auto", or the name of a kernel backend ("reference", "cpu", "cuda") for tests and comparisons.
         seed: base seed of requests that bring none.
     """
@@ -146,8 +158,11 @@ class EngineConfig:
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
     num_threads: int | None = None
-    enable_prefix_caching: bool = True
+    enable_prefix_caching: bool | None = None
     preemption: Preemption = "auto"
+    reservation: Reservation = "paged"
+    batching: Batching = "continuous"
+    shared_prefixes: Mapping[str, str | Sequence[int]] = field(default_factory=dict)
     kernels: str = "auto"
     seed: int = 0
 
@@ -157,6 +172,8 @@ class EngineConfig:
         _one_of("quantization", self.quantization, ("auto", "none"))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         _one_of("preemption", self.preemption, ("auto", "swap", "recompute"))
+        _one_of("reservation", self.reservation, ("paged", "orca_max", "orca_pow2", "orca_oracle"))
+        _one_of("batching", self.batching, ("continuous", "static"))
         _one_of("kernels", self.kernels, ("auto", "reference", "cpu", "cuda"))
         _integer("block_size", self.block_size, 1, 256)
         if self.block_size & (self.block_size - 1):
@@ -170,11 +187,40 @@ class EngineConfig:
         _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 24)
         _integer("num_threads", self.num_threads, 1, 1024, optional=True)
         _integer("seed", self.seed, 0, (1 << 64) - 1)
-        if not isinstance(self.enable_prefix_caching, bool):
+        if self.enable_prefix_caching is not None and not isinstance(self.enable_prefix_caching, bool):
             raise ConfigError(f"enable_prefix_caching={self.enable_prefix_caching!r} must be true or false")
         fraction = self.gpu_memory_utilization
         if fraction is not None and not (isinstance(fraction, (int, float)) and 0.0 < fraction <= 1.0):
             raise ConfigError(f"gpu_memory_utilization={fraction!r} must be above 0 and at most 1")
+        if not isinstance(self.shared_prefixes, Mapping):
+            raise ConfigError("shared_prefixes must map names to texts or lists of token ids")
+        if self.shared_prefixes and not self.prefix_caching:
+            raise ConfigError("shared_prefixes need enable_prefix_caching=true and reservation=paged")
+        if self.reservation != "paged":
+            self._check_reservation()
+
+    def _check_reservation(self) -> None:
+        """What reserved runs rule out: sharing, and so prefix caching; and running short, and so preemption."""
+        if self.enable_prefix_caching:
+            raise ConfigError(
+                f"enable_prefix_caching=True needs reservation=paged: sequences of reservation={self.reservation} "
+                "share no blocks"
+            )
+        if self.num_swap_blocks:
+            raise ConfigError(
+                f"num_swap_blocks={self.num_swap_blocks} needs reservation=paged: nothing is preempted under "
+                f"reservation={self.reservation}"
+            )
+        if self.preemption != "auto":
+            raise ConfigError(
+                f"preemption={self.preemption} needs reservation=paged: under reservation={self.reservation} every "
+                "admitted sequence has all its memory, and none is preempted"
+            )
+
+    @property
+    def prefix_caching(self) -> bool:
+        """`enable_prefix_caching`, resolved."""
+        return self.reservation == "paged" if self.enable_prefix_caching is None else self.enable_prefix_caching
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> EngineConfig:

@@ -6,19 +6,21 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
-from engine.errors import RequestError
+from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
-from engine.memory import KVCacheManager, root_hash
+from engine.memory import MemoryUsage, make_kv_cache, measure_memory, root_hash
 from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
 from engine.preemption import PreemptionPolicy
 from engine.progress import Progress
 from engine.ranking import StopRules, advance_beams, ranked_outputs
 from engine.request import EngineRequest, ResumedSequence
-from engine.scheduling import BeamCandidates, SampledToken, SamplerOutput, Scheduler, SchedulerOutput
+from engine.scheduling import SCHEDULERS, BeamCandidates, SampledToken, SamplerOutput, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup
+from engine.shared_prefix import pin_prefix
 from engine.validation import RequestValidator, resolve_max_model_len
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class LLMEngine:
         self.tokenizer = tokenizer
         self.max_model_len = resolve_max_model_len(config, model_config, cache_config.num_blocks)
         self._executor = executor
-        self._kv_cache = KVCacheManager(cache_config)
+        self._kv_cache = make_kv_cache(config, cache_config, self.max_model_len)
         self._validator = RequestValidator(
             model_config,
             config,
@@ -64,7 +66,7 @@ class LLMEngine:
             tokenizer is not None,
         )
         self._policy = PreemptionPolicy(config.preemption, self._kv_cache, cache_config, executor.swap_cost)
-        self._scheduler = Scheduler(config, cache_config, self._kv_cache, self._policy)
+        self._scheduler = SCHEDULERS[config.batching](config, self._kv_cache, self._policy)
         self._stop_rules = StopRules(model_config.eos_token_ids, self.max_model_len, tokenizer)
         self._clock = clock
         self._groups: dict[str, SequenceGroup] = {}
@@ -91,6 +93,46 @@ class LLMEngine:
         from engine.build import build_engine  # brings in torch, which an engine with another executor does not need
 
         return build_engine(model, config or EngineConfig(), progress)
+
+    def pin_shared_prefixes(self) -> None:
+        """Compute and pin the configured prefixes. Called once, when the executor can run.
+
+        Raises:
+            ConfigError: one is no text or tokens of this model, is shorter than a block, or leaves no room for
+                `max_model_len`.
+        """
+        for name, prefix in self.config.shared_prefixes.items():
+            token_ids = self._prefix_tokens(name, prefix)
+            left = self._kv_cache.num_free_blocks - len(token_ids) // self.config.block_size
+            if left < self.cache_config.blocks_for(self.max_model_len):
+                raise ConfigError(
+                    f"shared_prefixes.{name}: its {len(token_ids)} tokens leave {left} KV blocks, too few for "
+                    f"max_model_len={self.max_model_len}"
+                )
+            pin_prefix(
+                self._executor,
+                self._kv_cache,
+                token_ids,
+                root_hash(self.model_config.fingerprint),
+                self.config.block_size,
+                self.config.max_num_batched_tokens,
+            )
+
+    def _prefix_tokens(self, name: str, prefix: str | SequenceOf[int]) -> list[int]:
+        if isinstance(prefix, str):
+            if self.tokenizer is None:
+                raise ConfigError(f"shared_prefixes.{name}: this model has no tokenizer; give token ids")
+            token_ids = self.tokenizer.encode(prefix)
+        else:
+            token_ids = list(prefix)
+        if not all(isinstance(token, int) and 0 <= token < self.model_config.vocab_size for token in token_ids):
+            raise ConfigError(f"shared_prefixes.{name}: a token id is outside the vocabulary")
+        if not self.config.block_size <= len(token_ids) < self.max_model_len:
+            raise ConfigError(
+                f"shared_prefixes.{name}: {len(token_ids)} tokens; it must have from {self.config.block_size}, one "
+                f"block, to below max_model_len={self.max_model_len}"
+            )
+        return token_ids
 
     @property
     def has_unfinished_requests(self) -> bool:
@@ -181,6 +223,10 @@ class LLMEngine:
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_output_tokens=self._num_output_tokens,
         )
+
+    def memory_usage(self) -> MemoryUsage:
+        """What the KV pool's slots are held for, between two steps. O(running sequences)."""
+        return measure_memory(self._kv_cache, self._scheduler.running, self._scheduler.waiting, self.max_model_len)
 
     def check_invariants(self) -> None:
         """Raise AssertionError if a KV block is lost or miscounted."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from engine.config import CacheConfig, Preemption
-from engine.memory import KVCacheManager
+from engine.memory import KVCache
 from engine.sequence import SequenceGroup
 
 # Weight of what was known before a new step is taken in: old steps count for less, as load and batches change.
@@ -64,7 +64,7 @@ class PreemptionPolicy:
     def __init__(
         self,
         mode: Preemption,
-        kv_cache: KVCacheManager,
+        kv_cache: KVCache,
         cache_config: CacheConfig,
         swap_cost: Callable[[], SwapCost | None],
     ) -> None:

@@ -6,26 +6,32 @@ from collections.abc import Callable
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.errors import ConfigError, PromptTooLongError, RequestError
+from engine.memory import BuddyAllocator, ReservationPolicy, run_size
 from engine.request import EngineRequest
+from engine.sampling_params import SamplingParams
 
 
 def resolve_max_model_len(config: EngineConfig, model: ModelConfig, num_blocks: int) -> int:
     """The longest sequence: as configured, or the checkpoint's cut to what the pool holds.
 
     Raises:
-        ConfigError: what is configured exceeds the checkpoint's positions or the pool.
+        ConfigError: what is configured exceeds the checkpoint's positions or the pool; where sequences reserve
+            contiguous runs, the pool's longest one.
     """
-    pool_tokens = num_blocks * config.block_size
+    paged = config.reservation == "paged"
+    longest = num_blocks if paged else BuddyAllocator(num_blocks).largest_free_run
+    longest_tokens = longest * config.block_size
     if config.max_model_len is None:
-        return min(model.max_position_embeddings, pool_tokens)
+        return min(model.max_position_embeddings, longest_tokens)
     if config.max_model_len > model.max_position_embeddings:
         raise ConfigError(
             f"max_model_len={config.max_model_len} exceeds the checkpoint's {model.max_position_embeddings} positions"
         )
-    if config.max_model_len > pool_tokens:
+    if config.max_model_len > longest_tokens:
+        place = "" if paged else f"the longest run that reservation={config.reservation} finds in "
         raise ConfigError(
-            f"max_model_len={config.max_model_len} does not fit the KV pool of {num_blocks} blocks x "
-            f"{config.block_size} tokens = {pool_tokens} tokens; lower it or raise num_blocks"
+            f"max_model_len={config.max_model_len} does not fit {place}the KV pool of {num_blocks} blocks: {longest} x "
+            f"{config.block_size} tokens = {longest_tokens} tokens; lower it or raise num_blocks"
         )
     return config.max_model_len
 
@@ -99,26 +105,54 @@ class RequestValidator:
 
     def _check_group(self, request: EngineRequest) -> None:
         params = request.sampling_params
-        name = "n" if params.best_of is None else "best_of"
         seats = self._config.max_num_seqs
         if params.use_beam_search:
             seats = min(seats, self._config.max_num_batched_tokens)  # all beams draw in one step
         if params.width > seats:
             raise RequestError(
-                f"{name}={params.width} exceeds the {seats} sequences that this model runs at once",
-                param=name,
+                f"{_name(params)}={params.width} exceeds the {seats} sequences that this model runs at once",
+                param=_name(params),
                 code="invalid_value",
             )
         if params.ranks_at_end and params.stop and not self._can_match_text:
             raise RequestError("stop strings need a tokenizer, which this model has not", param="stop")
+        if self._config.reservation == "paged":
+            self._check_blocks(request)
+        else:
+            self._check_runs(request)
+
+    def _check_blocks(self, request: EngineRequest) -> None:
+        """Whether the pool alone holds the group at its longest."""
+        params = request.sampling_params
         num_prompt = len(request.prompt_token_ids)
         longest = self._max_model_len if params.max_tokens is None else num_prompt + params.max_tokens
         shared = num_prompt // self._cache.block_size
         worst = shared + params.width * (self._cache.blocks_for(longest) - shared)
-        if worst > self._cache.num_blocks - self._num_pinned_blocks():
+        num_pinned = self._num_pinned_blocks()
+        if worst > self._cache.num_blocks - num_pinned:
             raise RequestError(
-                f"{name}={params.width} sequences of up to {longest} tokens need {worst} KV blocks; the pool has "
-                f"{self._cache.num_blocks}, {self._num_pinned_blocks()} of them pinned",
-                param=name,
+                f"{_name(params)}={params.width} sequences of up to {longest} tokens need {worst} KV blocks; the pool "
+                f"has {self._cache.num_blocks}, {num_pinned} of them pinned",
+                param=_name(params),
                 code="invalid_value",
             )
+
+    def _check_runs(self, request: EngineRequest) -> None:
+        """Whether the pool alone holds a contiguous run for each of the group's sequences."""
+        params = request.sampling_params
+        policy = ReservationPolicy(self._config.reservation, self._max_model_len)
+        num_tokens = policy.num_tokens(len(request.prompt_token_ids), params.max_tokens)
+        num_blocks = self._cache.blocks_for(num_tokens)
+        if not BuddyAllocator(self._cache.num_blocks).can_allocate(num_blocks, params.width):
+            raise RequestError(
+                f"{_name(params)}={params.width} sequences reserve {num_tokens} tokens each "
+                f"(reservation={policy.name}), a run of {run_size(num_blocks)} KV blocks; the pool of "
+                f"{self._cache.num_blocks} blocks has not as many",
+                param=_name(params),
+                code="invalid_value",
+            )
+
+
+def _name(params: SamplingParams) -> str:
+    """The parameter that says how many sequences are computed."""
+    return "n" if params.best_of is None else "best_of"

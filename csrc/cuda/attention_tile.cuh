@@ -112,8 +112,8 @@ inline int64_t attention_ctas(const AttentionArguments& args, int vectors) {
     return static_cast<int64_t>(args.num_tokens) * args.group / vectors + args.num_seqs + 1;
 }
 
-// Asks for the 32 rows that start at `first_token`. `row` is where this lane's own row is; a row at or past `end` comes
-// as zeros, so that what its slot holds (NaN, say) cannot reach a sum through a probability of zero.
+// Asks for the 32 rows that start at `first_token`. `row` is where this lane's own row is. Nothing is read of a row at or
+// past `end`, which comes as zeros: its slot may hold anything.
 template <typename Tile>
 __device__ __forceinline__ void load_rows(typename Tile::Cache* tile, const typename Tile::Cache* row, int first_token,
                                           int end, int lane) {

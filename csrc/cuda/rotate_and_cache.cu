@@ -3,6 +3,8 @@
 //   query row   [ first half | second half ] of each head: the pair (i, i + head_dim / 2) turns by the angle i
 //   key row     likewise, then, as rounded to its type, to key_cache[block, head, offset]
 //   value row   to value_cache[block, head, offset]
+//
+// Without a table of angles nothing turns, and key and value go to their slots as they are.
 #include "host.h"
 #include "numeric.cuh"
 
@@ -36,21 +38,28 @@ __device__ __forceinline__ int64_t slot_offset(const QuireCacheView& view, int64
     return slot / block_size * view.block_stride + slot % block_size * view.slot_stride;
 }
 
+// Turn one pair of a head.
+template <typename T>
+__device__ __forceinline__ void rotate_pair(T* head, int pair, const float* cos_sin, int half) {
+    const float cos = cos_sin[pair], sin = cos_sin[pair + half];
+    const float first = to_float(head[pair]), second = to_float(head[pair + half]);
+    head[pair] = from_float<T>(first * cos - second * sin);
+    head[pair + half] = from_float<T>(second * cos + first * sin);
+}
+
 template <typename T, typename Cache>
 __global__ void __launch_bounds__(kThreads) rotate_and_cache_kernel(Arguments<T, Cache> args) {
     const int64_t token = blockIdx.x;
     const int half = args.half_dim;
     const int64_t slot = args.slot_mapping[token];
-    const float* cos = args.cos_sin + args.positions[token] * (2 * half);
-    const float* sin = cos + half;
+    const bool rotates = args.cos_sin != nullptr;
+    const float* cos_sin = rotates ? args.cos_sin + args.positions[token] * (2 * half) : nullptr;
 
-    T* query = args.query.data + token * args.query.token_stride;
-    for (int i = threadIdx.x; i < args.query.count * half; i += kThreads) {
-        T* head = query + i / half * args.query.head_stride;
-        const int pair = i % half;
-        const float first = to_float(head[pair]), second = to_float(head[pair + half]);
-        head[pair] = from_float<T>(first * cos[pair] - second * sin[pair]);
-        head[pair + half] = from_float<T>(second * cos[pair] + first * sin[pair]);
+    if (rotates) {
+        T* query = args.query.data + token * args.query.token_stride;
+        for (int i = threadIdx.x; i < args.query.count * half; i += kThreads) {
+            rotate_pair(query + i / half * args.query.head_stride, i % half, cos_sin, half);
+        }
     }
 
     T* key = args.key.data + token * args.key.token_stride;
@@ -62,9 +71,7 @@ __global__ void __launch_bounds__(kThreads) rotate_and_cache_kernel(Arguments<T,
         const int64_t head = i / half;
         const int pair = i % half;
         T* k = key + head * args.key.head_stride;
-        const float first = to_float(k[pair]), second = to_float(k[pair + half]);
-        k[pair] = from_float<T>(first * cos[pair] - second * sin[pair]);
-        k[pair + half] = from_float<T>(second * cos[pair] + first * sin[pair]);
+        if (rotates) rotate_pair(k, pair, cos_sin, half);
         if (!cached) continue;
         Cache* k_out = key_slot + head * args.key_view.head_stride;
         k_out[pair] = from_float<Cache>(to_float(k[pair]));
@@ -106,13 +113,15 @@ int check(const QuireRotateAndCacheParams& p) {
                   p.head_dim);
     QUIRE_REQUIRE(is_power_of_two(p.block_size) && p.block_size <= 256,
                   "rotate_and_cache: block_size=%d must be a power of two from 1 to 256", p.block_size);
-    QUIRE_REQUIRE(p.num_blocks >= 1 && p.max_positions >= 1,
-                  "rotate_and_cache: num_blocks=%d and max_positions=%d must be at least 1", p.num_blocks,
-                  p.max_positions);
+    const int min_positions = p.cos_sin == nullptr ? 0 : 1;
+    QUIRE_REQUIRE(p.num_blocks >= 1 && p.max_positions >= min_positions,
+                  "rotate_and_cache: num_blocks=%d and max_positions=%d must be at least 1 and %d", p.num_blocks,
+                  p.max_positions, min_positions);
     if (p.num_tokens == 0) return QUIRE_OK;
-    QUIRE_REQUIRE(p.query != nullptr && p.key != nullptr && p.value != nullptr && p.cos_sin != nullptr &&
-                      p.positions != nullptr && p.slot_mapping != nullptr,
-                  "rotate_and_cache: query, key, value, cos_sin, positions or slot_mapping is null");
+    QUIRE_REQUIRE(p.query != nullptr && p.key != nullptr && p.value != nullptr && p.slot_mapping != nullptr,
+                  "rotate_and_cache: query, key, value or slot_mapping is null");
+    QUIRE_REQUIRE(p.max_positions == 0 || (p.cos_sin != nullptr && p.positions != nullptr),
+                  "rotate_and_cache: cos_sin or positions is null, but max_positions=%d", p.max_positions);
     QUIRE_REQUIRE(p.key_cache.data != nullptr && p.value_cache.data != nullptr,
                   "rotate_and_cache: key_cache or value_cache is null");
     return QUIRE_OK;

@@ -1,9 +1,29 @@
 """KV cache memory: blocks, block tables, sharing and prefix caching. Plain Python and NumPy, no torch."""
 
+from engine.memory.accounting import MemoryUsage, measure_memory
 from engine.memory.block_allocator import BlockAllocator
 from engine.memory.block_hash import root_hash
 from engine.memory.block_table import BlockTable
+from engine.memory.buddy_allocator import BuddyAllocator, run_size
+from engine.memory.kv_cache import KVCache, make_kv_cache
 from engine.memory.kv_cache_manager import BlockCopy, KVCacheManager
 from engine.memory.prefix_cache import PrefixCache
+from engine.memory.reservation import ReservationPolicy
+from engine.memory.reserving_manager import ReservingManager
 
-__all__ = ["BlockAllocator", "BlockCopy", "BlockTable", "KVCacheManager", "PrefixCache", "root_hash"]
+__all__ = [
+    "BlockAllocator",
+    "BlockCopy",
+    "BlockTable",
+    "BuddyAllocator",
+    "KVCache",
+    "KVCacheManager",
+    "MemoryUsage",
+    "PrefixCache",
+    "ReservationPolicy",
+    "ReservingManager",
+    "make_kv_cache",
+    "measure_memory",
+    "root_hash",
+    "run_size",
+]

@@ -14,7 +14,11 @@ from engine.memory.block_hash import hash_blocks
 from engine.memory.block_table import BlockTable
 from engine.memory.host_block_pool import HostBlockPool
 from engine.memory.prefix_cache import PrefixCache
-from engine.sequence import Sequence
+from engine.sequence import Sequence, SequenceGroup
+
+# Blocks kept free when a group is admitted beside running ones, as a share of the pool: what the running groups
+# need next, so that an admission is not paid for with a preemption in the following step.
+WATERMARK = 0.01
 
 
 class BlockCopy(NamedTuple):
@@ -72,6 +76,28 @@ class KVCacheManager:
 
     # Admission
 
+    def can_admit(self, group: SequenceGroup) -> bool:
+        """Whether all known tokens of the group fit beside the running ones: the trunk once, then each own tail."""
+        watermark = int(WATERMARK * self.config.num_blocks)
+        if group.is_swapped:
+            # Each sequence may need a block to go on, by growing or by copying a shared one.
+            needed = self.num_blocks_to_swap_in(group.live_seqs) + len(group.live_seqs)
+            return needed + watermark <= self.num_free_blocks
+        shared = group.fork_point // self.config.block_size
+        own = [
+            self.config.blocks_for(seq.num_tokens) - shared
+            for seq in group.live_seqs
+            if seq.num_tokens > group.fork_point
+        ]
+        # The trunk's last, partly filled block goes on as the tail of one sequence; the others copy it.
+        inherited = 1 if own and group.fork_point % self.config.block_size else 0
+        spare = sum(own) - inherited + watermark
+        return self.can_allocate(group.live_seqs[0], group.root_hash, group.fork_point, spare)
+
+    def admit(self, group: SequenceGroup) -> int:
+        """`allocate` for the group's trunk."""
+        return self.allocate(group.live_seqs[0], group.root_hash, group.fork_point)
+
     def can_allocate(self, seq: Sequence, root_hash: bytes, num_tokens: int, num_spare: int = 0) -> bool:
         """Whether `allocate` would succeed and leave `num_spare` blocks free."""
         # Hits that another sequence holds cost nothing; hits that lie free must be taken like any other.
@@ -117,22 +143,24 @@ class KVCacheManager:
         copied = sum(min(count, self._ref_counts[block] - 1) for block, count in writers.items())
         return grown + copied
 
-    def append(self, seq: Sequence, num_new: int) -> BlockCopy | None:
+    def append(self, seq: Sequence, num_new: int) -> list[BlockCopy]:
         """Make room for the next `num_new` tokens. The caller has checked `num_blocks_to_append`.
 
         Returns:
-            The copy that must happen before this step writes, if the block in which they start was shared (§4.4).
+            The copies that must happen before this step writes: of the block in which they start, if it was shared
+            (§4.4).
         """
         table = self._tables[seq.seq_id]
-        copy = None
+        copies = []
         index = seq.num_computed_tokens // self.config.block_size
         if index < len(table) and self._ref_counts[table[index]] > 1:
             copy = BlockCopy(table[index], self._take_free())
             self._release(copy.source)
             table.replace(index, copy.destination)
+            copies.append(copy)
         while len(table) * self.config.block_size < seq.num_computed_tokens + num_new:
             table.append(self._take_free())
-        return copy
+        return copies
 
     def cache_full_blocks(self, seq: Sequence, root_hash: bytes, num_tokens: int | None = None) -> None:
         """Offer blocks that have become full to the prefix cache. Call it when `num_computed_tokens` has grown.
@@ -312,9 +340,13 @@ class KVCacheManager:
                 self._release(~entry)
 
     def reset_prefix_cache(self) -> None:
-        """Forget all cached content; blocks in use stay with their sequences."""
+        """Forget all cached content but the pinned; blocks in use stay with their sequences."""
         if self._prefix_cache is not None:
+            pinned = {block: self._prefix_cache.hash_of(block) for block in self._pinned}
             self._prefix_cache.clear()
+            for block, block_hash in pinned.items():
+                if block_hash is not None:
+                    self._prefix_cache.insert(block_hash, block)
 
     # Internals
 

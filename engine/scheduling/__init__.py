@@ -10,8 +10,12 @@ from engine.scheduling.scheduler_output import (
     ScheduledSequence,
     SchedulerOutput,
 )
+from engine.scheduling.static_scheduler import StaticScheduler
+
+SCHEDULERS: dict[str, type[Scheduler]] = {"continuous": Scheduler, "static": StaticScheduler}
 
 __all__ = [
+    "SCHEDULERS",
     "BeamCandidate",
     "BeamCandidates",
     "SampleRequest",
@@ -20,4 +24,5 @@ __all__ = [
     "ScheduledSequence",
     "Scheduler",
     "SchedulerOutput",
+    "StaticScheduler",
 ]

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from engine.config import CacheConfig, EngineConfig
-from engine.memory import BlockCopy, KVCacheManager
+from engine.config import EngineConfig
+from engine.memory import BlockCopy, KVCache
 from engine.preemption import PreemptionPolicy
 from engine.scheduling.scheduler_output import SampleRequest, ScheduledSequence, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup, SequenceStatus
 
-# Blocks kept free when a group is admitted beside running ones, as a share of the pool: what the running groups
-# need next, so that an admission is not paid for with a preemption in the following step.
-WATERMARK = 0.01
-
 
 @dataclass(slots=True)
-class _Step:
+class Step:
     """A SchedulerOutput in the making."""
 
     budget: int
@@ -40,13 +37,7 @@ class Scheduler:
         policy: says whether swapping a group is cheaper than recomputing it, when its preemption is due.
     """
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        cache_config: CacheConfig,
-        kv_cache: KVCacheManager,
-        policy: PreemptionPolicy,
-    ) -> None:
+    def __init__(self, config: EngineConfig, kv_cache: KVCache, policy: PreemptionPolicy) -> None:
         self.config = config
         self.kv_cache = kv_cache
         self._policy = policy
@@ -55,8 +46,6 @@ class Scheduler:
         self.num_swaps = 0
         self.num_recomputations = 0
         self.num_cached_tokens = 0
-        self._watermark = int(WATERMARK * cache_config.num_blocks)
-        self._block_size = cache_config.block_size
 
     @property
     def num_preemptions(self) -> int:
@@ -82,7 +71,7 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Fill one token budget: running groups first, oldest first, then waiting ones while blocks and seats last."""
-        step = _Step(self.config.max_num_batched_tokens)
+        step = Step(self.config.max_num_batched_tokens)
         self._schedule_running(step)
         # What was preempted in a step is not re-admitted in it: the blocks it gave up are for those that run.
         if not step.preempted:
@@ -95,7 +84,7 @@ class Scheduler:
             tuple(step.preempted),
         )
 
-    def _schedule_running(self, step: _Step) -> None:
+    def _schedule_running(self, step: Step) -> None:
         position = 0
         while position < len(self.running) and step.budget > 0:
             group = self.running[position]
@@ -105,7 +94,7 @@ class Scheduler:
             self._schedule(step, group, writes)
             position += 1
 
-    def _make_room(self, group: SequenceGroup, writes: list[tuple[Sequence, int]], step: _Step) -> bool:
+    def _make_room(self, group: SequenceGroup, writes: list[tuple[Sequence, int]], step: Step) -> bool:
         """Preempt newest groups until `writes` fit. False if `group` had to be preempted itself."""
         needed = self.kv_cache.num_blocks_to_append(writes)
         while needed > self.kv_cache.num_free_blocks:
@@ -118,7 +107,7 @@ class Scheduler:
             needed = self.kv_cache.num_blocks_to_append(writes)
         return True
 
-    def _preempt(self, group: SequenceGroup, step: _Step) -> None:
+    def _preempt(self, group: SequenceGroup, step: Step) -> None:
         """Take all blocks of a group: swap them out, or drop them to be computed again (§4.5)."""
         live = group.live_seqs
         if self._policy.prefers_swap(group) and self.kv_cache.swap_blocks(live) and self.kv_cache.can_swap_out(live):
@@ -136,9 +125,18 @@ class Scheduler:
         group.num_preemptions += 1
         self.waiting.appendleft(group)
 
-    def _admit_waiting(self, step: _Step) -> None:
+    def _admit_waiting(self, step: Step) -> None:
+        admissions = self._admissions(step)
+        while step.budget > 0 and (group := next(admissions, None)) is not None:
+            writes = self._plan(group, step.budget)
+            # What comes back from the host may need more to go on; if that is not there, it runs from the next step.
+            if self.kv_cache.num_blocks_to_append(writes) <= self.kv_cache.num_free_blocks:
+                self._schedule(step, group, writes)
+
+    def _admissions(self, step: Step) -> Iterator[SequenceGroup]:
+        """Admit the oldest waiting groups, each as it is asked for, while seats and blocks last."""
         num_running = sum(group.num_seats for group in self.running)
-        while self.waiting and step.budget > 0:
+        while self.waiting:
             group = self.waiting[0]
             if num_running + group.num_seats > self.config.max_num_seqs or not self._fits_now(group):
                 return  # strictly first come, first served: nobody overtakes
@@ -146,35 +144,17 @@ class Scheduler:
             self._allocate(group, step)
             self.running.append(group)
             num_running += group.num_seats
-            writes = self._plan(group, step.budget)
-            # What comes back from the host may need more to go on; if that is not there, it runs from the next step.
-            if self.kv_cache.num_blocks_to_append(writes) <= self.kv_cache.num_free_blocks:
-                self._schedule(step, group, writes)
+            yield group
 
     def _fits_now(self, group: SequenceGroup) -> bool:
-        """Whether all known tokens of the group fit: the trunk once, then each sequence's own tail."""
-        if not self.running:
-            return True  # the pool is all its own, and no group is taken in that a pool of its own would not hold
-        if group.is_swapped:
-            # Each sequence may need a block to go on, by growing or by copying a shared one.
-            needed = self.kv_cache.num_blocks_to_swap_in(group.live_seqs) + len(group.live_seqs)
-            return needed + self._watermark <= self.kv_cache.num_free_blocks
-        shared = group.fork_point // self._block_size
-        own = [
-            -(-seq.num_tokens // self._block_size) - shared
-            for seq in group.live_seqs
-            if seq.num_tokens > group.fork_point
-        ]
-        # The trunk's last, partly filled block goes on as the tail of one sequence; the others copy it.
-        inherited = 1 if own and group.fork_point % self._block_size else 0
-        spare = sum(own) - inherited + self._watermark
-        return self.kv_cache.can_allocate(group.live_seqs[0], group.root_hash, group.fork_point, spare)
+        # Alone the pool is all its own, and no group is taken in that a pool of its own would not hold.
+        return not self.running or self.kv_cache.can_admit(group)
 
-    def _allocate(self, group: SequenceGroup, step: _Step) -> None:
+    def _allocate(self, group: SequenceGroup, step: Step) -> None:
         if group.is_swapped:
             step.swap_in.extend(self.kv_cache.swap_in(group.live_seqs))
         else:
-            num_cached = self.kv_cache.allocate(group.live_seqs[0], group.root_hash, group.fork_point)
+            num_cached = self.kv_cache.admit(group)
             if group.num_cached_tokens < 0:
                 group.num_cached_tokens = num_cached
                 self.num_cached_tokens += num_cached
@@ -196,11 +176,9 @@ class Scheduler:
                 budget -= num_new
         return writes
 
-    def _schedule(self, step: _Step, group: SequenceGroup, writes: list[tuple[Sequence, int]]) -> None:
+    def _schedule(self, step: Step, group: SequenceGroup, writes: list[tuple[Sequence, int]]) -> None:
         for seq, num_new in writes:
-            copy = self.kv_cache.append(seq, num_new)
-            if copy is not None:
-                step.copies.append(copy)
+            step.copies.extend(self.kv_cache.append(seq, num_new))
             start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new
             step.scheduled.append(
                 ScheduledSequence(

@@ -175,7 +175,7 @@ def make_engine(
 ) -> tuple[LLMEngine, CheckingExecutor]:
     """An engine over a CheckingExecutor. `options` are EngineConfig's."""
     config = EngineConfig.from_dict({"block_size": 4, "max_num_seqs": 16, **options, "num_blocks": num_blocks})
-    cache = CacheConfig(config.block_size, num_blocks, config.enable_prefix_caching, num_swap_blocks)
+    cache = CacheConfig(config.block_size, num_blocks, config.prefix_caching, num_swap_blocks)
     executor = CheckingExecutor(cache, config, step_s)
     return LLMEngine(executor, MODEL, config, cache), executor
 

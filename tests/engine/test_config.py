@@ -25,6 +25,8 @@ from tests.engine.doubles import MODEL
         ("enable_prefix_caching", "yes"),
         ("preemption", "drop"),
         ("num_swap_blocks", -1),
+        ("reservation", "orca"),
+        ("batching", "dynamic"),
         ("quantization", "int4"),
         ("kernels", "metal"),
         ("seed", -1),
@@ -48,3 +50,17 @@ def test_model_shapes_are_checked() -> None:
         dataclasses.replace(MODEL, hidden_size=0)
     with pytest.raises(UnsupportedModelError, match="gelu"):
         dataclasses.replace(MODEL, hidden_act="gelu")
+
+
+def test_prefix_caching_is_off_where_nothing_can_be_shared() -> None:
+    assert EngineConfig().prefix_caching
+    assert not EngineConfig(enable_prefix_caching=False).prefix_caching
+    for reservation in ("orca_max", "orca_pow2", "orca_oracle"):
+        assert not EngineConfig.from_dict({"reservation": reservation}).prefix_caching
+
+
+@pytest.mark.parametrize("option", [{"enable_prefix_caching": True}, {"preemption": "recompute"}])
+def test_what_reserved_runs_rule_out_is_refused(option: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}=.* needs reservation=paged.* reservation=orca_max"):
+        EngineConfig.from_dict({"reservation": "orca_max", **option})
+    EngineConfig.from_dict({"reservation": "paged", **option})

@@ -183,6 +183,33 @@ def test_a_full_swap_pool_falls_back_to_recomputation() -> None:
     assert stats.num_preemptions > stats.num_swaps
 
 
+def test_named_prefixes_are_computed_once_and_never_leave() -> None:
+    prefix = list(range(100, 118))  # four full blocks and two tokens
+    engine, executor = make_engine(
+        num_blocks=20, max_model_len=60, preemption="swap", num_swap_blocks=8, shared_prefixes={"system": prefix}
+    )
+    engine.pin_shared_prefixes()
+    assert executor.num_computed_tokens == 16
+    engine.reset_prefix_cache()
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    for index in range(4):
+        engine.add_request(EngineRequest(str(index), [*prefix, index], params))
+    tokens = run_to_end(engine)
+    assert tokens == {(str(index), 0): expected_tokens([*prefix, index], params) for index in range(4)}
+    assert engine.stats().num_cached_tokens == 4 * 16
+    assert engine.stats().num_swaps > 0, "the pool was meant to be too small"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [([1] * 3, "from 4, one block"), ([1] * 40, "leave 10 KV blocks"), ([-1] * 8, "vocabulary"), ("text", "tokenizer")],
+)
+def test_a_prefix_that_cannot_be_pinned_is_a_config_error(prefix: str | list[int], message: str) -> None:
+    engine, _ = make_engine(num_blocks=20, max_model_len=60, shared_prefixes={"system": prefix})
+    with pytest.raises(ConfigError, match=rf"shared_prefixes\.system: .*{message}"):
+        engine.pin_shared_prefixes()
+
+
 def test_a_prompt_with_n_samples_is_computed_once() -> None:
     engine, executor = make_engine(enable_prefix_caching=False)
     engine.add_request(make_request("a", list(range(40)), n=8, max_tokens=2))

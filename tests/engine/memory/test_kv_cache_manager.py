@@ -18,14 +18,14 @@ def make_manager(
     return KVCacheManager(CacheConfig(block_size, num_blocks, caching, num_swap_blocks))
 
 
-def compute(manager: KVCacheManager, seq: Sequence, num_tokens: int) -> BlockCopy | None:
+def compute(manager: KVCacheManager, seq: Sequence, num_tokens: int) -> list[BlockCopy]:
     """What a step does with `num_tokens` tokens of a sequence; draws those that it lacks."""
     while seq.num_tokens < seq.num_computed_tokens + num_tokens:
         seq.append_token(0, 0.0)
-    copy = manager.append(seq, num_tokens)
+    copies = manager.append(seq, num_tokens)
     seq.num_computed_tokens += num_tokens
     manager.cache_full_blocks(seq, ROOT)
-    return copy
+    return copies
 
 
 def admit(manager: KVCacheManager, tokens: list[int]) -> Sequence:
@@ -106,12 +106,9 @@ def test_fork_shares_and_the_first_write_copies() -> None:
     assert manager.num_blocks_to_append([(parent, 1), (child, 1), (other, 1)]) == 2, "the last holder writes in place"
     assert manager.num_blocks_to_append([(parent, 1), (child, 1)]) == 2
     shared = manager.block_table(parent)[1]
-    copy = manager.append(parent, 1)
-    assert copy is not None
-    assert copy.source == shared
-    assert copy.destination == manager.block_table(parent)[1]
-    assert manager.append(child, 1) is not None
-    assert manager.append(other, 1) is None
+    assert manager.append(parent, 1) == [(shared, manager.block_table(parent)[1])]
+    assert len(manager.append(child, 1)) == 1
+    assert manager.append(other, 1) == []
     assert manager.block_table(other)[1] == shared
     assert manager.block_table(parent)[0] == manager.block_table(child)[0] == manager.block_table(other)[0]
     manager.check_invariants()
@@ -122,8 +119,8 @@ def test_fork_at_a_block_border_copies_nothing() -> None:
     parent = admit(manager, [1, 2, 3, 4])
     child = Sequence([1, 2, 3, 4], 1)
     manager.fork(parent, child)
-    assert manager.append(parent, 1) is None
-    assert manager.append(child, 1) is None
+    assert manager.append(parent, 1) == []
+    assert manager.append(child, 1) == []
     assert manager.block_table(parent)[1] != manager.block_table(child)[1]
     manager.check_invariants()
 
@@ -262,9 +259,7 @@ class KVCacheMachine(RuleBasedStateMachine):
                     destination[copy.destination, offset] = source[copy.source, offset]
 
     def write(self, seq: Sequence, num_tokens: int) -> None:
-        copy = self.manager.append(seq, num_tokens)
-        if copy is not None:
-            self.move([copy], self.contents, self.contents)
+        self.move(self.manager.append(seq, num_tokens), self.contents, self.contents)
         table = self.manager.block_table(seq)
         for position in range(seq.num_computed_tokens, seq.num_computed_tokens + num_tokens):
             slot = table[position // self.block_size], position % self.block_size

@@ -1,9 +1,10 @@
 // Enough of CUDA's language and runtime to run csrc/cuda on a CPU, for machines without a GPU.
 //
 // One CTA runs at a time. Its threads are fibers of one host thread, which change places only where the kernel
-// synchronises, so every run is the same. __shared__ memory starts as NaN bytes; an asynchronous copy lands either at
-// once or as late as its wait allows (QUIRE_EMULATED_COPIES=late): a kernel that reads too early, or overwrites what a
-// neighbour still reads, gives wrong numbers in one of the two.
+// synchronises, so every run is the same; one warp runs as far ahead of the others as the kernel's barriers let it.
+// Dynamic shared memory starts as NaN. An asynchronous copy lands at once, or, with QUIRE_EMULATED_COPIES=late, as late
+// as its wait allows: a kernel that reads too early, or overwrites what a neighbour still reads, gives wrong numbers in
+// one of the two.
 #pragma once
 
 #include <ucontext.h>
@@ -65,6 +66,7 @@ struct Cta {
     std::vector<std::unique_ptr<Fiber>> fibers;
     Fiber* running = nullptr;
     int running_index = 0;
+    size_t progress = 0;  // barriers that opened and threads that ended
     Barrier all;
     std::vector<Barrier> warps;
     std::vector<uint64_t> exchange;  // one slot a thread, for shuffles

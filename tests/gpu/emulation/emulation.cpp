@@ -32,7 +32,27 @@ void yield_fiber() {
 void run_fiber() {
     cta->body();
     cta->running->done = true;
+    ++cta->progress;
     swapcontext(&cta->running->context, &cta->scheduler);
+}
+
+// Runs one warp as far as it can get without the others, which so fall behind as far as the kernel's barriers let them.
+// Returns how many of its threads ended.
+size_t run_warp(size_t warp) {
+    Cta& c = *cta;
+    size_t ended = 0, before;
+    do {
+        before = c.progress;
+        for (size_t i = warp * kWarp; i < (warp + 1) * kWarp; ++i) {
+            Fiber& fiber = *c.fibers[i];
+            if (fiber.done) continue;
+            c.running = &fiber;
+            c.running_index = static_cast<int>(i);
+            swapcontext(&c.scheduler, &fiber.context);
+            ended += fiber.done;
+        }
+    } while (c.progress != before);
+    return ended;
 }
 
 }  // namespace
@@ -42,6 +62,7 @@ void wait_at(Barrier& barrier, int count) {
     if (++barrier.waiting == count) {
         barrier.waiting = 0;
         ++barrier.generation;
+        ++cta->progress;
         return;
     }
     while (barrier.generation == generation) yield_fiber();
@@ -107,16 +128,8 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
                 fiber.context.uc_link = nullptr;
                 makecontext(&fiber.context, run_fiber, 0);
             }
-            for (size_t left = threads; left > 0;) {
-                for (size_t i = 0; i < threads; ++i) {
-                    Fiber& fiber = *current.fibers[i];
-                    if (fiber.done) continue;
-                    current.running = &fiber;
-                    current.running_index = static_cast<int>(i);
-                    swapcontext(&current.scheduler, &fiber.context);
-                    left -= fiber.done;
-                }
-            }
+            size_t left = threads;
+            for (size_t warp = 0; left > 0; warp = (warp + 1) % current.warps.size()) left -= run_warp(warp);
         }
     }
     cta = nullptr;
