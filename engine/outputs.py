@@ -89,11 +89,11 @@ class EngineStats:
     num_running: int
     num_waiting_tokens: int
     num_running_tokens: int
-    num_swapped: int
-    num_free_swap_blocks: int
     num_preemptions: int
-    num_swaps: int
     num_steps: int
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
+    num_swapped: int = 0
+    num_free_swap_blocks: int = 0
+    num_swaps: int = 0
