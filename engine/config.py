@@ -6,14 +6,15 @@ Both are frozen and checked where they are made. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.errors import ConfigError, UnsupportedModelError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none"]
-Preemption = Literal["auto", "recompute"]
+Preemption = Literal["auto", "swap", "recompute"]
 Device = Literal["auto", "cpu", "cuda"]
 Reservation = Literal["paged", "orca_max", "orca_pow2", "orca_oracle"]
 Batching = Literal["continuous", "static"]
@@ -189,13 +190,18 @@ class EngineConfig:
             products wait for their slowest thread, so a core shared with other work slows a step many times over.
         enable_prefix_caching: reuse KV blocks of equal prefixes. None is yes, except under a reservation other than
             "paged", where nothing can be shared.
-        preemption: what happens to the newest group when blocks run out: "recompute", or "auto" for the cheapest.
+        num_swap_blocks: blocks of host memory that preempted groups are swapped out to; 0 for no swapping. None is a
+            quarter of the pool.
+        preemption: what happens to the newest group when blocks run out: "swap" to host memory, "recompute" later, or
+            "auto" for the cheaper of the two. A full swap pool falls back to recomputation.
         reservation: "paged" gives blocks on demand. The others are the paper's baselines: every sequence reserves one
             contiguous run at admission, for as many tokens as `max_model_len` ("orca_max"), its prompt and the next
             power of two of its output ("orca_pow2"), or its prompt and output ("orca_oracle"), where the output's
             length is taken to be `max_tokens`.
         batching: "continuous" admits requests at every step; "static" admits a batch together, as many as seats and
             memory allow, and the next one when all of it has ended.
+        shared_prefixes: name → a text, or token ids, that many prompts begin with, such as a system prompt: its full
+            blocks are computed at the start and pinned. Requests share them by their content; nothing names them.
         kernels: "auto", or the name of a kernel backend ("reference", "cpu", "cuda") for tests and comparisons.
         seed: base seed of requests that bring none.
     """
@@ -207,6 +213,7 @@ class EngineConfig:
     block_size: int = 16
     num_blocks: int | None = None
     gpu_memory_utilization: float | None = None
+    num_swap_blocks: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_num_batched_tokens: int = 2048
@@ -215,6 +222,7 @@ class EngineConfig:
     preemption: Preemption = "auto"
     reservation: Reservation = "paged"
     batching: Batching = "continuous"
+    shared_prefixes: Mapping[str, str | Sequence[int]] = field(default_factory=dict)
     kernels: str = "auto"
     seed: int = 0
 
@@ -223,7 +231,7 @@ class EngineConfig:
         _one_of("kv_cache_dtype", self.kv_cache_dtype, DTYPES)
         _one_of("quantization", self.quantization, ("auto", "none"))
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        _one_of("preemption", self.preemption, ("auto", "recompute"))
+        _one_of("preemption", self.preemption, ("auto", "swap", "recompute"))
         _one_of("reservation", self.reservation, ("paged", "orca_max", "orca_pow2", "orca_oracle"))
         _one_of("batching", self.batching, ("continuous", "static"))
         _one_of("kernels", self.kernels, ("auto", "reference", "cpu", "cuda"))
@@ -231,6 +239,9 @@ class EngineConfig:
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size={self.block_size} must be a power of two from 1 to 256")
         _integer("num_blocks", self.num_blocks, 1, 1 << 30, optional=True)
+        _integer("num_swap_blocks", self.num_swap_blocks, 0, 1 << 30, optional=True)
+        if self.preemption == "swap" and self.num_swap_blocks == 0:
+            raise ConfigError("preemption='swap' needs num_swap_blocks above 0")
         _integer("max_model_len", self.max_model_len, 2, 1 << 30, optional=True)
         _integer("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
         _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 24)
@@ -241,6 +252,10 @@ class EngineConfig:
         fraction = self.gpu_memory_utilization
         if fraction is not None and not (isinstance(fraction, (int, float)) and 0.0 < fraction <= 1.0):
             raise ConfigError(f"gpu_memory_utilization={fraction!r} must be above 0 and at most 1")
+        if not isinstance(self.shared_prefixes, Mapping):
+            raise ConfigError("shared_prefixes must map names to texts or lists of token ids")
+        if self.shared_prefixes and not self.prefix_caching:
+            raise ConfigError("shared_prefixes need enable_prefix_caching=true and reservation=paged")
         if self.reservation != "paged":
             self._check_reservation()
 
@@ -250,6 +265,11 @@ class EngineConfig:
             raise ConfigError(
                 f"enable_prefix_caching=True needs reservation=paged: sequences of reservation={self.reservation} "
                 "share no blocks"
+            )
+        if self.num_swap_blocks:
+            raise ConfigError(
+                f"num_swap_blocks={self.num_swap_blocks} needs reservation=paged: nothing is preempted under "
+                f"reservation={self.reservation}"
             )
         if self.preemption != "auto":
             raise ConfigError(
@@ -279,6 +299,7 @@ class CacheConfig:
     block_size: int
     num_blocks: int
     enable_prefix_caching: bool
+    num_swap_blocks: int = 0
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
-from engine.errors import RequestError
+from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
 from engine.memory import MemoryUsage, make_kv_cache, measure_memory, root_hash
 from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
+from engine.preemption import PreemptionPolicy
 from engine.progress import Progress
+from engine.ranking import StopRules, advance_beams, ranked_outputs
 from engine.request import EngineRequest, ResumedSequence
-from engine.scheduling import SCHEDULERS, SampledToken, SchedulerOutput
+from engine.scheduling import SCHEDULERS, BeamCandidates, SampledToken, SamplerOutput, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup
+from engine.shared_prefix import pin_prefix
 from engine.validation import RequestValidator, resolve_max_model_len
 
 if TYPE_CHECKING:
@@ -27,7 +33,9 @@ class LLMEngine:
     Args:
         executor: runs the steps; anything that follows the Executor protocol, so that tests and simulations can
             bring a device of their own.
-        tokenizer: kept for callers; the engine itself works on token ids alone. None for models without one.
+        tokenizer: kept for callers; the engine works on token ids, but for the stop strings of ranked requests.
+            None for models without one.
+        clock: seconds; a simulated device brings its own.
     """
 
     def __init__(
@@ -39,6 +47,7 @@ class LLMEngine:
         *,
         model_id: str = "model",
         tokenizer: Tokenizer | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model_config = model_config
         self.config = config
@@ -47,9 +56,19 @@ class LLMEngine:
         self.tokenizer = tokenizer
         self.max_model_len = resolve_max_model_len(config, model_config, cache_config.num_blocks)
         self._executor = executor
-        self._validator = RequestValidator(model_config, config, cache_config, self.max_model_len)
         self._kv_cache = make_kv_cache(config, cache_config, self.max_model_len)
-        self._scheduler = SCHEDULERS[config.batching](config, self._kv_cache)
+        self._validator = RequestValidator(
+            model_config,
+            config,
+            cache_config,
+            self.max_model_len,
+            lambda: self._kv_cache.num_pinned_blocks,
+            tokenizer is not None,
+        )
+        self._policy = PreemptionPolicy(config.preemption, self._kv_cache, cache_config, executor.swap_cost)
+        self._scheduler = SCHEDULERS[config.batching](config, self._kv_cache, self._policy)
+        self._stop_rules = StopRules(model_config.eos_token_ids, self.max_model_len, tokenizer)
+        self._clock = clock
         self._groups: dict[str, SequenceGroup] = {}
         self._seqs: dict[int, tuple[SequenceGroup, Sequence]] = {}
         self._request_count = itertools.count()
@@ -75,6 +94,46 @@ class LLMEngine:
 
         return build_engine(model, config or EngineConfig(), progress)
 
+    def pin_shared_prefixes(self) -> None:
+        """Compute and pin the configured prefixes. Called once, when the executor can run.
+
+        Raises:
+            ConfigError: one is no text or tokens of this model, is shorter than a block, or leaves no room for
+                `max_model_len`.
+        """
+        for name, prefix in self.config.shared_prefixes.items():
+            token_ids = self._prefix_tokens(name, prefix)
+            left = self._kv_cache.num_free_blocks - len(token_ids) // self.config.block_size
+            if left < self.cache_config.blocks_for(self.max_model_len):
+                raise ConfigError(
+                    f"shared_prefixes.{name}: its {len(token_ids)} tokens leave {left} KV blocks, too few for "
+                    f"max_model_len={self.max_model_len}"
+                )
+            pin_prefix(
+                self._executor,
+                self._kv_cache,
+                token_ids,
+                root_hash(self.model_config.fingerprint),
+                self.config.block_size,
+                self.config.max_num_batched_tokens,
+            )
+
+    def _prefix_tokens(self, name: str, prefix: str | SequenceOf[int]) -> list[int]:
+        if isinstance(prefix, str):
+            if self.tokenizer is None:
+                raise ConfigError(f"shared_prefixes.{name}: this model has no tokenizer; give token ids")
+            token_ids = self.tokenizer.encode(prefix)
+        else:
+            token_ids = list(prefix)
+        if not all(isinstance(token, int) and 0 <= token < self.model_config.vocab_size for token in token_ids):
+            raise ConfigError(f"shared_prefixes.{name}: a token id is outside the vocabulary")
+        if not self.config.block_size <= len(token_ids) < self.max_model_len:
+            raise ConfigError(
+                f"shared_prefixes.{name}: {len(token_ids)} tokens; it must have from {self.config.block_size}, one "
+                f"block, to below max_model_len={self.max_model_len}"
+            )
+        return token_ids
+
     @property
     def has_unfinished_requests(self) -> bool:
         return bool(self._groups)
@@ -93,10 +152,9 @@ class LLMEngine:
         if request.request_id in self._groups:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
         params = request.sampling_params
-        resumed = request.resumed or (ResumedSequence(),) * params.n
         group = SequenceGroup(
             request.request_id,
-            [_new_sequence(request, index, item) for index, item in enumerate(resumed)],
+            [_new_sequence(request, index, item) for index, item in enumerate(_starting_points(request))],
             params,
             params.seed if params.seed is not None else self._next_seed(),
             root_hash(self.model_config.fingerprint, salt=request.cache_salt),
@@ -119,13 +177,15 @@ class LLMEngine:
         group = self._groups.get(request_id)
         if group is None:
             return []
-        outputs = []
-        for seq in group.live_seqs:
-            if index is None or seq.index == index:
-                self._finish(group, seq, reason)
-                outputs.append(self._output(group, seq, []))
+        params = group.sampling_params
+        # A ranked request's callers know the n that they asked for, not the sequences it would choose them from.
+        ended = [seq for seq in group.live_seqs if index in (None, seq.index) or params.ranks_at_end]
+        for seq in ended:
+            self._finish(group, seq, reason)
         if group.is_finished:
             self._remove(group)
+        indices = range(params.n) if params.ranks_at_end else [seq.index for seq in ended]
+        outputs = [SequenceOutput(request_id, index, [], finish_reason=reason) for index in indices]
         if outputs:
             outputs[-1].request_finished = group.is_finished
         return outputs
@@ -139,8 +199,11 @@ class LLMEngine:
         output = self._scheduler.schedule()
         if output.is_empty:
             return []
-        sampled = self._executor.execute(output)
-        return self._process(output, sampled)
+        began = self._clock()
+        drawn = self._executor.execute(output)
+        if not (output.blocks_to_swap_in or output.blocks_to_swap_out):
+            self._policy.compute_rate.observe(output.num_tokens, self._clock() - began)
+        return self._process(output, drawn)
 
     def stats(self) -> EngineStats:
         waiting, running = self._scheduler.waiting, self._scheduler.running
@@ -151,7 +214,10 @@ class LLMEngine:
             num_running=len(running),
             num_waiting_tokens=sum(group.num_uncomputed_tokens for group in waiting),
             num_running_tokens=sum(seq.num_computed_tokens for group in running for seq in group.live_seqs),
+            num_swapped=sum(group.is_swapped for group in waiting),
+            num_free_swap_blocks=self._kv_cache.num_free_swap_blocks,
             num_preemptions=self._scheduler.num_preemptions,
+            num_swaps=self._scheduler.num_swaps,
             num_steps=self._num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._scheduler.num_cached_tokens,
@@ -166,44 +232,71 @@ class LLMEngine:
         """Raise AssertionError if a KV block is lost or miscounted."""
         self._kv_cache.check_invariants()
         if not self._groups:
-            assert self._kv_cache.num_free_blocks == self.cache_config.num_blocks, "blocks held by no request"
+            held = self.cache_config.num_blocks - self._kv_cache.num_free_blocks
+            assert held == self._kv_cache.num_pinned_blocks, "blocks held by no request"
 
     def reset_prefix_cache(self) -> None:
         self._kv_cache.reset_prefix_cache()
 
-    def _process(self, output: SchedulerOutput, sampled: list[SampledToken]) -> list[SequenceOutput]:
+    def _process(self, output: SchedulerOutput, drawn: SamplerOutput) -> list[SequenceOutput]:
         self._num_steps += 1
         for item in output.scheduled:
             group, seq = self._seqs[item.seq_id]
             self._scheduler.advance(group, seq, len(item.token_ids))
         outputs = []
-        for token in sampled:
+        for token in drawn.tokens:
             group, seq = self._seqs[token.seq_id]
-            outputs.append(self._append(group, seq, token))
-            if group.is_finished:
-                outputs[-1].request_finished = True
-                self._remove(group)
-        self._num_output_tokens += len(sampled)
+            outputs += self._append(group, seq, token)
+        for candidates in drawn.beams:
+            outputs += self._search(self._groups[candidates.request_id], candidates)
         return outputs
 
-    def _append(self, group: SequenceGroup, seq: Sequence, token: SampledToken) -> SequenceOutput:
-        wants_logprobs = group.sampling_params.logprobs is not None
-        seq.append_token(token.token_id, token.logprob if wants_logprobs else 0.0)
-        reason = self._finish_reason(group, seq, token.token_id)
-        if reason is not None:
-            self._finish(group, seq, reason, token.token_id if reason == "stop" else None)
-        logprobs = [TokenLogprobs(token.logprob, token.top)] if wants_logprobs else None
-        return self._output(group, seq, [token.token_id], logprobs)
-
-    def _finish_reason(self, group: SequenceGroup, seq: Sequence, token_id: int) -> FinishReason | None:
+    def _append(self, group: SequenceGroup, seq: Sequence, token: SampledToken) -> list[SequenceOutput]:
+        """Add a drawn token to its sequence. Ranked requests put out all at once, when their last sequence ends."""
+        self._num_output_tokens += 1
         params = group.sampling_params
-        if seq.num_output_tokens >= params.min_tokens:
-            is_eos = not params.ignore_eos and token_id in self.model_config.eos_token_ids
-            if is_eos or token_id in params.stop_token_ids:
-                return "stop"
-        if seq.num_output_tokens == params.max_tokens or seq.num_tokens == self.max_model_len:
-            return "length"
-        return None
+        has_logprob = params.logprobs is not None or params.ranks_at_end
+        seq.append_token(token.token_id, token.logprob if has_logprob else 0.0)
+        end = self._stop_rules.end_of(group, seq.output_token_ids[:-1], token.token_id)
+        if end is not None:
+            self._finish(group, seq, *end)
+        if group.is_finished:
+            self._remove(group)
+        logprobs = [TokenLogprobs(token.logprob, token.top)]
+        if params.ranks_at_end:
+            seq.logprobs += logprobs
+            return ranked_outputs(group) if group.is_finished else []
+        output = self._output(group, seq, [token.token_id], logprobs if params.logprobs is not None else None)
+        output.request_finished = group.is_finished
+        return [output]
+
+    def _search(self, group: SequenceGroup, candidates: BeamCandidates) -> list[SequenceOutput]:
+        """Advance a beam search: fork beams that go on in several ways, drop those that do not (§4.4)."""
+        step = advance_beams(group, candidates, self._stop_rules)
+        if step.is_over:
+            for seq in group.live_seqs:
+                self._finish(group, seq, "stop")
+            self._remove(group)
+            return ranked_outputs(group)
+        for seq, continuations in step.continuations:
+            if not continuations:
+                self._finish(group, seq, "abort")
+                continue
+            beams = [seq, *(self._fork(group, seq) for _ in continuations[1:])]
+            for beam, candidate in zip(beams, continuations, strict=True):
+                self._num_output_tokens += 1
+                beam.append_token(candidate.token_id, 0.0)
+                beam.cumulative_logprob = candidate.cumulative_logprob
+                beam.logprobs.append(TokenLogprobs(candidate.logprob, candidate.top))
+        group.seqs = group.live_seqs
+        return []
+
+    def _fork(self, group: SequenceGroup, parent: Sequence) -> Sequence:
+        child = parent.fork()
+        self._kv_cache.fork(parent, child)
+        group.seqs.append(child)
+        self._seqs[child.seq_id] = (group, child)
+        return child
 
     def _finish(
         self, group: SequenceGroup, seq: Sequence, reason: FinishReason, stop_token_id: int | None = None
@@ -238,6 +331,16 @@ class LLMEngine:
         count = next(self._request_count)
         digest = hashlib.blake2b(count.to_bytes(8, "little"), digest_size=8, key=self.config.seed.to_bytes(8, "little"))
         return int.from_bytes(digest.digest(), "little")
+
+
+def _starting_points(request: EngineRequest) -> tuple[ResumedSequence, ...]:
+    """What each sequence starts with; a beam search starts as one, and grows to its width by forking."""
+    params = request.sampling_params
+    if params.ranks_at_end:
+        if any(item.token_ids or item.finished for item in request.resumed):
+            raise RequestError("a request that ranks its sequences cannot be resumed half done", param="resumed")
+        return (ResumedSequence(),) * (1 if params.use_beam_search else params.width)
+    return request.resumed or (ResumedSequence(),) * params.n
 
 
 def _new_sequence(request: EngineRequest, index: int, resumed: ResumedSequence) -> Sequence:

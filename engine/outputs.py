@@ -30,6 +30,7 @@ class SequenceOutput:
         finish_reason: set on the sequence's last output.
         stop_token_id: the id that ended the sequence, if a stop or end-of-sequence token did.
         num_cached_tokens: prompt tokens that came from the prefix cache; set with the sequence's first tokens.
+        cumulative_logprob: of the whole sequence; set on the last output of one that was ranked against others.
         request_finished: this is the request's last output.
     """
 
@@ -40,6 +41,7 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
+    cumulative_logprob: float | None = None
     request_finished: bool = False
 
 
@@ -75,7 +77,11 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot of an engine's load, taken between two steps. Blocks are KV blocks of the pool."""
+    """A snapshot of an engine's load, taken between two steps. Blocks are KV blocks of the pool.
+
+    `num_waiting` counts requests, the `num_swapped` ones included; `num_preemptions` the `num_swaps`, the others having
+    been recomputations.
+    """
 
     num_blocks: int
     num_free_blocks: int
@@ -88,3 +94,6 @@ class EngineStats:
     num_prompt_tokens: int
     num_cached_tokens: int
     num_output_tokens: int
+    num_swapped: int = 0
+    num_free_swap_blocks: int = 0
+    num_swaps: int = 0

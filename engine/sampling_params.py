@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from engine.errors import RequestError
 
@@ -22,6 +23,12 @@ class SamplingParams:
 
     Attributes:
         n: sequences to return; they share the prompt's blocks (§4.4).
+        best_of: sequences to compute, of which the `n` best are returned once all have ended: with beam search the
+            width, else those of the highest log-probability a token. None is `n`.
+        use_beam_search: keep the `best_of` most likely sequences instead of drawing; needs temperature 0.
+        length_penalty: beams rank by cumulative log-probability ÷ (generated length ** length_penalty).
+        early_stopping: when a beam search ends: True, once it has `best_of` finished beams; False, when no running
+            beam looks better at its present length; "never", when none could become better.
         max_tokens: output tokens at most; None means up to the engine's `max_model_len`.
         min_tokens: neither end-of-sequence nor stop tokens are drawn, nor stop strings matched, before this many.
         temperature: 0 is greedy.
@@ -41,6 +48,10 @@ class SamplingParams:
     """
 
     n: int = 1
+    best_of: int | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
     max_tokens: int | None = 16
     min_tokens: int = 0
     temperature: float = 1.0
@@ -64,6 +75,9 @@ class SamplingParams:
         object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         _integer("n", self.n, 1, MAX_N)
+        if self.best_of is not None:
+            _integer("best_of", self.best_of, self.n, MAX_N)
+        self._check_beam_search()
         if self.max_tokens is not None:
             _integer("max_tokens", self.max_tokens, 1, 1 << 31)
         _integer("min_tokens", self.min_tokens, 0, 1 << 31)
@@ -89,6 +103,33 @@ class SamplingParams:
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields["logit_bias"] = dict(self.logit_bias)
         return _rebuild, (fields,)
+
+    def _check_beam_search(self) -> None:
+        _number("length_penalty", self.length_penalty, -10.0, 10.0)
+        if not isinstance(self.use_beam_search, bool):
+            raise _out_of_range("use_beam_search", self.use_beam_search, "true or false")
+        if self.early_stopping not in (True, False, "never"):
+            raise _out_of_range("early_stopping", self.early_stopping, 'true, false or "never"')
+        if not self.use_beam_search:
+            if self.length_penalty != 1.0 or self.early_stopping is not False:
+                name = "length_penalty" if self.length_penalty != 1.0 else "early_stopping"
+                raise _out_of_range(name, getattr(self, name), "left out without use_beam_search")
+            return
+        for name, neutral in (("temperature", 0.0), ("top_p", 1.0), ("min_p", 0.0)):
+            if getattr(self, name) != neutral:
+                raise _out_of_range(name, getattr(self, name), f"{neutral:g} with use_beam_search")
+        if self.top_k > 0:
+            raise _out_of_range("top_k", self.top_k, "0 with use_beam_search")
+
+    @property
+    def width(self) -> int:
+        """Sequences that are computed: the beam width, or the samples that `n` are chosen from."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def ranks_at_end(self) -> bool:
+        """Which sequences are returned is known only when all have ended, so nothing can be streamed."""
+        return self.use_beam_search or self.width > self.n
 
     @property
     def greedy(self) -> bool:

@@ -8,14 +8,16 @@ from collections.abc import Sequence as SequenceOf
 
 import numpy as np
 
+from engine.decoding.beam_search import BeamSearch
 from engine.int32_buffer import Int32Array, Int32Buffer
-from engine.outputs import FinishReason
+from engine.outputs import FinishReason, TokenLogprobs
 from engine.sampling_params import SamplingParams
 
 
 class SequenceStatus(enum.Enum):
     WAITING = enum.auto()  # no blocks; not yet admitted, or preempted for recomputation
     RUNNING = enum.auto()  # holds blocks, or will when its group forks
+    SWAPPED = enum.auto()  # holds blocks of the host pool
     FINISHED = enum.auto()  # has a finish_reason; holds nothing
 
 
@@ -35,6 +37,7 @@ class Sequence:
         num_computed_tokens: leading tokens whose K and V are in the cache.
         block_hashes: chained hashes of leading full blocks, as far as they were needed.
         cumulative_logprob: of the output tokens, under the model's own distribution.
+        logprobs: of each output token, kept only where the output is withheld until sequences are ranked.
     """
 
     __slots__ = (
@@ -43,6 +46,7 @@ class Sequence:
         "cumulative_logprob",
         "finish_reason",
         "index",
+        "logprobs",
         "num_computed_tokens",
         "num_prompt_tokens",
         "seq_id",
@@ -58,6 +62,7 @@ class Sequence:
         self.num_computed_tokens = 0
         self.block_hashes: list[bytes] = []
         self.cumulative_logprob = 0.0
+        self.logprobs: list[TokenLogprobs] = []
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
         self.stop_token_id: int | None = None
@@ -87,6 +92,15 @@ class Sequence:
         self._tokens.append(token_id)
         self.cumulative_logprob += logprob
 
+    def fork(self) -> Sequence:
+        """A sequence with the same tokens so far (§4.4). Its blocks are the KV cache manager's affair."""
+        child = Sequence(self.token_ids, self.index)
+        child.num_prompt_tokens = self.num_prompt_tokens
+        child.cumulative_logprob = self.cumulative_logprob
+        child.logprobs = self.logprobs.copy()
+        child.status = self.status
+        return child
+
     def finish(self, reason: FinishReason, stop_token_id: int | None = None) -> None:
         self.status = SequenceStatus.FINISHED
         self.finish_reason = reason
@@ -100,14 +114,19 @@ class SequenceGroup:
     up to `fork_point`; then the others fork its block table (§4.4). A new group's trunk is the prompt. A preempted
     group's is the longest common prefix of its sequences, so recomputation rebuilds the tree, sharing included.
 
+    A beam search starts as one sequence, the prompt; its beams come and go. They advance in lockstep: none computes
+    the token that its next draw needs before all can.
+
     Attributes:
         seed: of this request's draws.
         root_hash: the start of its block-hash chain.
         num_cached_tokens: prompt tokens found in the prefix cache at first admission; -1 before it.
+        beam_search: its state, or None for sampling.
     """
 
     __slots__ = (
         "arrival_time",
+        "beam_search",
         "fork_point",
         "is_forked",
         "num_cached_tokens",
@@ -137,6 +156,7 @@ class SequenceGroup:
         self.arrival_time = arrival_time
         self.num_cached_tokens = -1
         self.num_preemptions = 0
+        self.beam_search = BeamSearch(sampling_params) if sampling_params.use_beam_search else None
         self.is_forked = False
         self.fork_point = 0
         self.reset_trunk()
@@ -148,6 +168,15 @@ class SequenceGroup:
     @property
     def is_finished(self) -> bool:
         return all(seq.is_finished for seq in self.seqs)
+
+    @property
+    def is_swapped(self) -> bool:
+        return any(seq.status is SequenceStatus.SWAPPED for seq in self.seqs)
+
+    @property
+    def num_seats(self) -> int:
+        """Sequences that must be able to run at once: a beam search needs its width from the start."""
+        return self.sampling_params.width if self.beam_search is not None else len(self.live_seqs)
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -163,8 +192,12 @@ class SequenceGroup:
         live = self.live_seqs
         for seq in live:
             seq.num_computed_tokens = 0
-        self.fork_point = _common_prefix_length([seq.token_ids for seq in live])
+        self.fork_point = self.common_prefix_length()
         self.is_forked = False
+
+    def common_prefix_length(self) -> int:
+        """Leading tokens that all live sequences share."""
+        return _common_prefix_length([seq.token_ids for seq in self.live_seqs])
 
     def seqs_to_compute(self) -> list[Sequence]:
         """Live sequences that hold blocks now: the trunk alone, or all of them once forked."""
@@ -173,7 +206,16 @@ class SequenceGroup:
 
     def compute_target(self, seq: Sequence) -> int:
         """How far `seq` may be computed for now."""
-        return seq.num_tokens if self.is_forked else self.fork_point
+        if not self.is_forked:
+            return self.fork_point
+        if self.beam_search is not None and not self.is_caught_up:
+            return seq.num_tokens - 1
+        return seq.num_tokens
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Every live sequence lacks only its last token, from which the next one is drawn."""
+        return all(seq.num_computed_tokens >= seq.num_tokens - 1 for seq in self.live_seqs)
 
 
 def _common_prefix_length(sequences: list[Int32Array]) -> int:

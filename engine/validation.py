@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.errors import ConfigError, PromptTooLongError, RequestError
 from engine.memory import BuddyAllocator, ReservationPolicy, run_size
 from engine.request import EngineRequest
+from engine.sampling_params import SamplingParams
 
 
 def resolve_max_model_len(config: EngineConfig, model: ModelConfig, num_blocks: int) -> int:
@@ -34,9 +37,24 @@ def resolve_max_model_len(config: EngineConfig, model: ModelConfig, num_blocks: 
 
 
 class RequestValidator:
-    """Checks requests against the model and the pool. Stateless, so any thread may call it."""
+    """Checks requests against the model and the pool. Stateless, so any thread may call it.
 
-    def __init__(self, model: ModelConfig, config: EngineConfig, cache: CacheConfig, max_model_len: int) -> None:
+    Args:
+        num_pinned_blocks: how many blocks shared prefixes hold for good, asked at each check.
+        can_match_text: whether the engine has a tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: EngineConfig,
+        cache: CacheConfig,
+        max_model_len: int,
+        num_pinned_blocks: Callable[[], int],
+        can_match_text: bool,
+    ) -> None:
+        self._num_pinned_blocks = num_pinned_blocks
+        self._can_match_text = can_match_text
         self._vocab_size = model.vocab_size
         self._config = config
         self._cache = cache
@@ -87,12 +105,17 @@ class RequestValidator:
 
     def _check_group(self, request: EngineRequest) -> None:
         params = request.sampling_params
-        if params.n > self._config.max_num_seqs:
+        seats = self._config.max_num_seqs
+        if params.use_beam_search:
+            seats = min(seats, self._config.max_num_batched_tokens)  # all beams draw in one step
+        if params.width > seats:
             raise RequestError(
-                f"n={params.n} exceeds the {self._config.max_num_seqs} sequences that this model runs at once",
-                param="n",
+                f"{_name(params)}={params.width} exceeds the {seats} sequences that this model runs at once",
+                param=_name(params),
                 code="invalid_value",
             )
+        if params.ranks_at_end and params.stop and not self._can_match_text:
+            raise RequestError("stop strings need a tokenizer, which this model has not", param="stop")
         if self._config.reservation == "paged":
             self._check_blocks(request)
         else:
@@ -104,12 +127,13 @@ class RequestValidator:
         num_prompt = len(request.prompt_token_ids)
         longest = self._max_model_len if params.max_tokens is None else num_prompt + params.max_tokens
         shared = num_prompt // self._cache.block_size
-        worst = shared + params.n * (self._cache.blocks_for(longest) - shared)
-        if worst > self._cache.num_blocks:
+        worst = shared + params.width * (self._cache.blocks_for(longest) - shared)
+        num_pinned = self._num_pinned_blocks()
+        if worst > self._cache.num_blocks - num_pinned:
             raise RequestError(
-                f"n={params.n} sequences of up to {longest} tokens need {worst} KV blocks beside the shared prompt; "
-                f"the pool has {self._cache.num_blocks}",
-                param="n",
+                f"{_name(params)}={params.width} sequences of up to {longest} tokens need {worst} KV blocks; the pool "
+                f"has {self._cache.num_blocks}, {num_pinned} of them pinned",
+                param=_name(params),
                 code="invalid_value",
             )
 
@@ -119,10 +143,16 @@ class RequestValidator:
         policy = ReservationPolicy(self._config.reservation, self._max_model_len)
         num_tokens = policy.num_tokens(len(request.prompt_token_ids), params.max_tokens)
         num_blocks = self._cache.blocks_for(num_tokens)
-        if not BuddyAllocator(self._cache.num_blocks).can_allocate(num_blocks, params.n):
+        if not BuddyAllocator(self._cache.num_blocks).can_allocate(num_blocks, params.width):
             raise RequestError(
-                f"n={params.n} sequences reserve {num_tokens} tokens each (reservation={policy.name}), a run of "
-                f"{run_size(num_blocks)} KV blocks; the pool of {self._cache.num_blocks} blocks has not as many",
-                param="n",
+                f"{_name(params)}={params.width} sequences reserve {num_tokens} tokens each "
+                f"(reservation={policy.name}), a run of {run_size(num_blocks)} KV blocks; the pool of "
+                f"{self._cache.num_blocks} blocks has not as many",
+                param=_name(params),
                 code="invalid_value",
             )
+
+
+def _name(params: SamplingParams) -> str:
+    """The parameter that says how many sequences are computed."""
+    return "n" if params.best_of is None else "best_of"

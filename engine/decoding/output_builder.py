@@ -65,6 +65,8 @@ class _Completion:
         if new.logprobs is not None:
             output.logprobs = [*(output.logprobs or []), *new.logprobs]
             output.cumulative_logprob = math.fsum(item.logprob for item in output.logprobs)
+        if new.cumulative_logprob is not None:
+            output.cumulative_logprob = new.cumulative_logprob
         output.finish_reason = new.finish_reason
         if new.stop_token_id is not None and new.stop_token_id not in eos_token_ids:
             output.stop_reason = new.stop_token_id

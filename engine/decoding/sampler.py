@@ -7,10 +7,11 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 import numpy.typing as npt
 
+from engine.decoding.beam_search import num_candidates
 from engine.decoding.penalties import apply_biases_and_penalties
 from engine.decoding.random import uniform
 from engine.sampling_params import SamplingParams
-from engine.scheduling import SampledToken, SampleRequest
+from engine.scheduling import BeamCandidate, BeamCandidates, SampledToken, SampleRequest, SamplerOutput
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -29,14 +30,12 @@ class Sampler:
     def __init__(self, eos_token_ids: SequenceOf[int]) -> None:
         self._eos_token_ids = tuple(eos_token_ids)
 
-    def sample(
-        self, logits: FloatArray, requests: SequenceOf[SampleRequest], rows: SequenceOf[int]
-    ) -> list[SampledToken]:
-        """Draw one token for each request.
+    def sample(self, logits: FloatArray, requests: SequenceOf[SampleRequest], rows: SequenceOf[int]) -> SamplerOutput:
+        """Draw a token for each request that samples, and find the continuations for those that search.
 
         Args:
             logits: float32 `[num_rows, vocab_size]`; not changed.
-            requests: what to draw; several may share a row.
+            requests: what to draw; several may share a row. The live beams of a search are all there.
             rows: `[len(requests)]`, the row of each request.
         """
         draws = uniform(
@@ -44,18 +43,44 @@ class Sampler:
             np.array([request.sample_index for request in requests], dtype=np.uint64),
             np.array([request.position for request in requests], dtype=np.uint64),
         )
-        return [
-            self._sample_row(logits[row], request, draw)
-            for request, row, draw in zip(requests, rows, draws.tolist(), strict=True)
+        tokens = []
+        searches: dict[str, list[tuple[SampleRequest, FloatArray]]] = {}
+        for request, row, draw in zip(requests, rows, draws.tolist(), strict=True):
+            if request.sampling_params.use_beam_search:
+                searches.setdefault(request.request_id, []).append((request, logits[row]))
+            else:
+                tokens.append(self._sample_row(logits[row], request, draw))
+        beams = [
+            BeamCandidates(request_id, self._continuations(live_beams)) for request_id, live_beams in searches.items()
         ]
+        return SamplerOutput(tuple(tokens), tuple(beams))
+
+    def _continuations(self, beams: SequenceOf[tuple[SampleRequest, FloatArray]]) -> tuple[BeamCandidate, ...]:
+        """The most likely continuations over all beams of one search, equal ones by beam and token id."""
+        params = beams[0][0].sampling_params
+        count = num_candidates(params, self._eos_token_ids)
+        found: list[BeamCandidate] = []
+        for request, row in beams:
+            shaped = apply_biases_and_penalties(row, request, self._eos_token_ids)
+            normaliser = _log_normaliser(shaped)
+            # The best of all are among the best of each.
+            tokens = _most_likely(shaped, count)
+            logprobs = shaped[tokens].astype(np.float64) - normaliser
+            top = _top(shaped, normaliser, params.logprobs or 0)
+            for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
+                found.append(BeamCandidate(request.seq_id, token, logprob, request.cumulative_logprob + logprob, top))
+        found.sort(key=lambda candidate: -candidate.cumulative_logprob)
+        return tuple(found[:count])
 
     def _sample_row(self, logits: FloatArray, request: SampleRequest, draw: float) -> SampledToken:
         params = request.sampling_params
         shaped = apply_biases_and_penalties(logits, request, self._eos_token_ids)
         token_id = int(shaped.argmax()) if params.greedy else _draw(shaped, params, draw)
-        if params.logprobs is None:
+        if params.logprobs is None and not params.ranks_at_end:
             return SampledToken(request.seq_id, token_id, float("nan"), ())
-        return _with_logprobs(request.seq_id, token_id, logits, params.logprobs)
+        normaliser = _log_normaliser(logits)
+        top = _top(logits, normaliser, params.logprobs or 0)
+        return SampledToken(request.seq_id, token_id, float(logits[token_id]) - normaliser, top)
 
 
 def _draw(logits: FloatArray, params: SamplingParams, draw: float) -> int:
@@ -111,13 +136,15 @@ def _exponentials(logits: FloatArray, temperature: float, largest: np.float32) -
     return np.exp((logits.astype(np.float64) - float(largest)) / temperature)
 
 
-def _with_logprobs(seq_id: int, token_id: int, logits: FloatArray, num_top: int) -> SampledToken:
-    shifted = logits.astype(np.float64) - float(logits.max())
-    normaliser = float(np.log(np.exp(shifted).sum()))
-    top = _most_likely(logits, num_top).tolist() if num_top else []
-    return SampledToken(
-        seq_id,
-        token_id,
-        float(shifted[token_id]) - normaliser,
-        tuple((token, float(shifted[token]) - normaliser) for token in top),
-    )
+def _log_normaliser(logits: FloatArray) -> float:
+    """log Σ exp(logits), summed in float64."""
+    largest = float(logits.max())
+    return largest + float(np.log(np.exp(logits - np.float32(largest)).sum(dtype=np.float64)))
+
+
+def _top(logits: FloatArray, normaliser: float, count: int) -> tuple[tuple[int, float], ...]:
+    """The `count` most likely tokens with their log-probabilities."""
+    if count == 0:
+        return ()
+    tokens = _most_likely(logits, count)
+    return tuple(zip(tokens.tolist(), (logits[tokens].astype(np.float64) - normaliser).tolist(), strict=True))

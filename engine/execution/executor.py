@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from engine.scheduling import SampledToken, SchedulerOutput
+from engine.preemption import SwapCost
+from engine.scheduling import SamplerOutput, SchedulerOutput
 
 if TYPE_CHECKING:
     from engine.execution.worker import Worker
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
 class Executor(Protocol):
     """Runs a step on all ranks and returns the drawn tokens once."""
 
-    def execute(self, output: SchedulerOutput) -> list[SampledToken]: ...
+    def execute(self, output: SchedulerOutput) -> SamplerOutput: ...
+
+    def swap_cost(self) -> SwapCost | None:
+        """What moving blocks to the host and back costs; None without a swap pool."""
+        ...
 
 
 class UniprocExecutor:
@@ -22,5 +27,8 @@ class UniprocExecutor:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
-    def execute(self, output: SchedulerOutput) -> list[SampledToken]:
+    def execute(self, output: SchedulerOutput) -> SamplerOutput:
         return self._worker.execute(output)
+
+    def swap_cost(self) -> SwapCost | None:
+        return self._worker.swap_cost

@@ -11,13 +11,13 @@ from engine.decoding.sampler import Sampler
 from engine.execution.cache_engine import CacheEngine
 from engine.execution.input_batch import InputBatch, sample_rows
 from engine.models import CausalLM
-from engine.scheduling import SampledToken, SchedulerOutput
+from engine.scheduling import SamplerOutput, SchedulerOutput
 
 
 class ModelRunner(Protocol):
     """Computes a step's rows over the KV pool and draws the tokens it asks for."""
 
-    def run(self, output: SchedulerOutput) -> list[SampledToken]: ...
+    def run(self, output: SchedulerOutput) -> SamplerOutput: ...
 
 
 class TorchModelRunner:
@@ -34,12 +34,16 @@ class TorchModelRunner:
         self._inputs = InputBatch(config.max_num_batched_tokens, max_seqs, max_blocks, config.block_size, device)
 
     @torch.inference_mode()
-    def run(self, output: SchedulerOutput) -> list[SampledToken]:
+    def run(self, output: SchedulerOutput) -> SamplerOutput:
+        self._cache.swap_out(output.blocks_to_swap_out)
+        self._cache.swap_in(output.blocks_to_swap_in)
         self._cache.copy(output.blocks_to_copy)
+        if not output.scheduled:
+            return SamplerOutput()
         token_ids, metadata = self._inputs.fill(output)
         hidden = self._model.forward(token_ids, self._cache.kv_pool, metadata)
         batch_rows, requests, logits_rows = sample_rows(output)
         if not requests:
-            return []
+            return SamplerOutput()
         logits = self._model.compute_logits(hidden[torch.tensor(batch_rows, device=hidden.device)])
         return self._sampler.sample(logits.cpu().numpy(), requests, logits_rows)

@@ -13,8 +13,9 @@ from engine.execution.cache_engine import CacheEngine
 from engine.execution.model_runner import ModelRunner, TorchModelRunner
 from engine.kernels import select_backend
 from engine.loading import Checkpoint, load_model
+from engine.preemption import SwapCost
 from engine.progress import Progress
-from engine.scheduling import SampledToken, SchedulerOutput
+from engine.scheduling import SamplerOutput, SchedulerOutput
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Worker:
             (lambda done, total: progress("loading weights", done, total)) if progress else None,
         )
         self._runner: ModelRunner | None = None
+        # What swapping costs here, measured by build_cache() if there is a swap pool.
+        self.swap_cost: SwapCost | None = None
 
     def choose_num_blocks(self, max_model_len: int) -> int:
         """`num_blocks` as configured, or as many as the memory fraction allows, though no more than can be used."""
@@ -70,9 +73,11 @@ class Worker:
             self._device,
             self._kernels.name,
         )
+        if cache_config.num_swap_blocks:
+            self.swap_cost = cache.measure_swap_cost()
         max_blocks = cache_config.blocks_for(max_model_len)
         self._runner = TorchModelRunner(self._model, cache, self._model_config, self._config, max_blocks)
 
-    def execute(self, output: SchedulerOutput) -> list[SampledToken]:
+    def execute(self, output: SchedulerOutput) -> SamplerOutput:
         assert self._runner is not None, "build_cache() comes first"
         return self._runner.run(output)

@@ -30,19 +30,46 @@ class KVCache(Protocol):
     def admit(self, group: SequenceGroup) -> int:
         """Give the group's trunk what it computes in; the leading tokens found in a cache."""
 
+    def allocate(self, seq: Sequence, root_hash: bytes, num_tokens: int) -> int:
+        """Give a sequence without blocks all it needs for its first tokens; those found in a cache."""
+
     def num_blocks_to_append(self, writes: Iterable[tuple[Sequence, int]]) -> int:
         """Free blocks that appending so many new tokens to each sequence takes."""
 
     def append(self, seq: Sequence, num_new: int) -> SequenceOf[BlockCopy]:
         """Make room for the next tokens; the copies that must happen before they are written."""
 
-    def cache_full_blocks(self, seq: Sequence, root_hash: bytes) -> None: ...
+    def cache_full_blocks(self, seq: Sequence, root_hash: bytes, num_tokens: int | None = None) -> None: ...
 
     def fork(self, parent: Sequence, child: Sequence) -> None: ...
 
     def hand_over(self, seq: Sequence, heir: Sequence) -> None: ...
 
     def free(self, seq: Sequence) -> None: ...
+
+    def pin(self, seq: Sequence) -> None:
+        """Keep a sequence's blocks on the device for good."""
+
+    @property
+    def num_pinned_blocks(self) -> int: ...
+
+    @property
+    def num_free_swap_blocks(self) -> int: ...
+
+    def swap_blocks(self, seqs: SequenceOf[Sequence]) -> list[int]:
+        """Distinct device blocks that swapping these sequences out would copy."""
+
+    def can_swap_out(self, seqs: SequenceOf[Sequence]) -> bool: ...
+
+    def swap_out(self, seqs: SequenceOf[Sequence]) -> list[BlockCopy]: ...
+
+    def swap_in(self, seqs: SequenceOf[Sequence]) -> list[BlockCopy]: ...
+
+    def num_exclusive_blocks(self, seqs: SequenceOf[Sequence]) -> int:
+        """Distinct device blocks that nobody but these sequences names."""
+
+    def num_blocks_held_by_others(self, seqs: SequenceOf[Sequence], num_blocks: int) -> int:
+        """Of the first sequence's leading blocks, those that other sequences name too."""
 
     def reset_prefix_cache(self) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from engine.config import CacheConfig
@@ -108,7 +109,7 @@ class ReservingManager:
     def can_admit(self, group: SequenceGroup) -> bool:
         """Whether a run for each of the group's sequences is free."""
         num_blocks = self.config.blocks_for(self.reserved_tokens(group))
-        return self._pool.can_allocate(num_blocks, len(group.live_seqs))
+        return self._pool.can_allocate(num_blocks, group.num_seats)
 
     def admit(self, group: SequenceGroup) -> int:
         """Reserve the group's runs and give its trunk the first. The caller has checked `can_admit`.
@@ -122,8 +123,8 @@ class ReservingManager:
         reservation = GroupReservation(
             num_tokens=num_tokens,
             run_blocks=run_size(num_blocks),
-            spare=[self._pool.allocate(num_blocks) for _ in seqs],
-            keeps_runs=False,
+            spare=[self._pool.allocate(num_blocks) for _ in range(group.num_seats)],
+            keeps_runs=group.beam_search is not None,
             holdings={seq.seq_id: _Holding() for seq in seqs},
         )
         for seq in seqs:
@@ -133,6 +134,41 @@ class ReservingManager:
         trunk.run = reservation.spare.pop()
         self._extend(trunk, group.fork_point)
         seqs[0].num_computed_tokens = 0
+        return 0
+
+    def allocate(self, seq: Sequence, root_hash: bytes, num_tokens: int) -> int:
+        """Only groups are admitted here; single sequences hold blocks where prefixes are pinned."""
+        raise AssertionError("a reserving manager admits groups")
+
+    # Nothing is ever preempted, so nothing is swapped or pinned.
+
+    num_pinned_blocks = 0
+    num_free_swap_blocks = 0
+
+    def pin(self, seq: Sequence) -> None:
+        """Refused by EngineConfig: pinned prefixes are for sharing, and nothing is shared here."""
+        raise AssertionError("a reserving manager pins nothing")
+
+    def swap_blocks(self, seqs: SequenceOf[Sequence]) -> list[int]:
+        """None."""
+        return []
+
+    def can_swap_out(self, seqs: SequenceOf[Sequence]) -> bool:
+        """Never asked with another answer."""
+        return False
+
+    def swap_out(self, seqs: SequenceOf[Sequence]) -> list[BlockCopy]:
+        """Cannot happen."""
+        raise AssertionError("a reserving manager swaps nothing")
+
+    swap_in = swap_out
+
+    def num_exclusive_blocks(self, seqs: SequenceOf[Sequence]) -> int:
+        """All blocks that these sequences are in."""
+        return sum(len(self.block_table(seq)) for seq in seqs if self.holds(seq))
+
+    def num_blocks_held_by_others(self, seqs: SequenceOf[Sequence], num_blocks: int) -> int:
+        """None: nothing is shared."""
         return 0
 
     # Growth
@@ -159,7 +195,7 @@ class ReservingManager:
         self._extend(holding, seq.num_computed_tokens + num_new)
         return copies
 
-    def cache_full_blocks(self, seq: Sequence, root_hash: bytes) -> None:
+    def cache_full_blocks(self, seq: Sequence, root_hash: bytes, num_tokens: int | None = None) -> None:
         """Nothing to do: no content outlives its sequence."""
 
     # Forks and release

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 
 from engine.config import EngineConfig
 from engine.memory import BlockCopy, KVCache
+from engine.preemption import PreemptionPolicy
 from engine.scheduling.scheduler_output import SampleRequest, ScheduledSequence, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup, SequenceStatus
 
 
 @dataclass(slots=True)
-class _Step:
+class Step:
     """A SchedulerOutput in the making."""
 
     budget: int
     scheduled: list[ScheduledSequence] = field(default_factory=list)
+    swap_out: list[BlockCopy] = field(default_factory=list)
+    swap_in: list[BlockCopy] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
     preempted: list[str] = field(default_factory=list)
 
@@ -27,20 +30,26 @@ class Scheduler:
 
     `running` and `waiting` are ordered by arrival, and every running group arrived before every waiting one:
     admission takes the oldest waiting group, preemption the newest running one, whole. So the oldest group always
-    runs, and as any single group fits the pool alone, every admitted request ends.
+    runs, and as any single group fits the pool alone, every admitted request ends. Preempted groups, swapped out or
+    to be recomputed, wait at the front: they come back before any new one is admitted.
+
+    Args:
+        policy: says whether swapping a group is cheaper than recomputing it, when its preemption is due.
     """
 
-    def __init__(self, config: EngineConfig, kv_cache: KVCache) -> None:
+    def __init__(self, config: EngineConfig, kv_cache: KVCache, policy: PreemptionPolicy) -> None:
         self.config = config
         self.kv_cache = kv_cache
+        self._policy = policy
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
-        self.num_preemptions = 0
+        self.num_swaps = 0
+        self.num_recomputations = 0
         self.num_cached_tokens = 0
 
     @property
-    def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+    def num_preemptions(self) -> int:
+        return self.num_swaps + self.num_recomputations
 
     def add(self, group: SequenceGroup) -> None:
         self.waiting.append(group)
@@ -62,14 +71,20 @@ class Scheduler:
 
     def schedule(self) -> SchedulerOutput:
         """Fill one token budget: running groups first, oldest first, then waiting ones while blocks and seats last."""
-        step = _Step(self.config.max_num_batched_tokens)
+        step = Step(self.config.max_num_batched_tokens)
         self._schedule_running(step)
         # What was preempted in a step is not re-admitted in it: the blocks it gave up are for those that run.
         if not step.preempted:
             self._admit_waiting(step)
-        return SchedulerOutput(tuple(step.scheduled), tuple(step.copies), tuple(step.preempted))
+        return SchedulerOutput(
+            tuple(step.scheduled),
+            tuple(step.swap_out),
+            tuple(step.swap_in),
+            tuple(step.copies),
+            tuple(step.preempted),
+        )
 
-    def _schedule_running(self, step: _Step) -> None:
+    def _schedule_running(self, step: Step) -> None:
         position = 0
         while position < len(self.running) and step.budget > 0:
             group = self.running[position]
@@ -79,12 +94,12 @@ class Scheduler:
             self._schedule(step, group, writes)
             position += 1
 
-    def _make_room(self, group: SequenceGroup, writes: list[tuple[Sequence, int]], step: _Step) -> bool:
+    def _make_room(self, group: SequenceGroup, writes: list[tuple[Sequence, int]], step: Step) -> bool:
         """Preempt newest groups until `writes` fit. False if `group` had to be preempted itself."""
         needed = self.kv_cache.num_blocks_to_append(writes)
         while needed > self.kv_cache.num_free_blocks:
             victim = self.running.pop()
-            self._preempt(victim)
+            self._preempt(victim, step)
             step.preempted.append(victim.request_id)
             if victim is group:
                 return False
@@ -92,58 +107,76 @@ class Scheduler:
             needed = self.kv_cache.num_blocks_to_append(writes)
         return True
 
-    def _preempt(self, group: SequenceGroup) -> None:
-        """Drop all blocks of a group; its tokens are computed again when it returns (recomputation, §4.5)."""
-        for seq in group.live_seqs:
-            self.kv_cache.free(seq)
-            seq.status = SequenceStatus.WAITING
-        group.reset_trunk()
+    def _preempt(self, group: SequenceGroup, step: Step) -> None:
+        """Take all blocks of a group: swap them out, or drop them to be computed again (§4.5)."""
+        live = group.live_seqs
+        if self._policy.prefers_swap(group) and self.kv_cache.swap_blocks(live) and self.kv_cache.can_swap_out(live):
+            step.swap_out.extend(self.kv_cache.swap_out(live))
+            status = SequenceStatus.SWAPPED
+            self.num_swaps += 1
+        else:
+            for seq in live:
+                self.kv_cache.free(seq)
+            group.reset_trunk()
+            status = SequenceStatus.WAITING
+            self.num_recomputations += 1
+        for seq in live:
+            seq.status = status
         group.num_preemptions += 1
-        self.num_preemptions += 1
         self.waiting.appendleft(group)
 
-    def _admit_waiting(self, step: _Step) -> None:
-        admissions = self._admissions()
+    def _admit_waiting(self, step: Step) -> None:
+        admissions = self._admissions(step)
         while step.budget > 0 and (group := next(admissions, None)) is not None:
-            self._schedule(step, group, self._plan(group, step.budget))
+            writes = self._plan(group, step.budget)
+            # What comes back from the host may need more to go on; if that is not there, it runs from the next step.
+            if self.kv_cache.num_blocks_to_append(writes) <= self.kv_cache.num_free_blocks:
+                self._schedule(step, group, writes)
 
-    def _admissions(self) -> Iterator[SequenceGroup]:
+    def _admissions(self, step: Step) -> Iterator[SequenceGroup]:
         """Admit the oldest waiting groups, each as it is asked for, while seats and blocks last."""
-        num_running = sum(len(group.live_seqs) for group in self.running)
+        num_running = sum(group.num_seats for group in self.running)
         while self.waiting:
             group = self.waiting[0]
-            num_seqs = len(group.live_seqs)
-            if num_running + num_seqs > self.config.max_num_seqs or not self._fits_now(group):
+            if num_running + group.num_seats > self.config.max_num_seqs or not self._fits_now(group):
                 return  # strictly first come, first served: nobody overtakes
             self.waiting.popleft()
-            self._allocate(group)
+            self._allocate(group, step)
             self.running.append(group)
-            num_running += num_seqs
+            num_running += group.num_seats
             yield group
 
     def _fits_now(self, group: SequenceGroup) -> bool:
         # Alone the pool is all its own, and no group is taken in that a pool of its own would not hold.
         return not self.running or self.kv_cache.can_admit(group)
 
-    def _allocate(self, group: SequenceGroup) -> None:
-        num_cached = self.kv_cache.admit(group)
-        if group.num_cached_tokens < 0:
-            group.num_cached_tokens = num_cached
-            self.num_cached_tokens += num_cached
+    def _allocate(self, group: SequenceGroup, step: Step) -> None:
+        if group.is_swapped:
+            step.swap_in.extend(self.kv_cache.swap_in(group.live_seqs))
+        else:
+            num_cached = self.kv_cache.admit(group)
+            if group.num_cached_tokens < 0:
+                group.num_cached_tokens = num_cached
+                self.num_cached_tokens += num_cached
+            else:
+                self._policy.observe_return(group.fork_point, num_cached)
         for seq in group.live_seqs:
             seq.status = SequenceStatus.RUNNING
 
     def _plan(self, group: SequenceGroup, budget: int) -> list[tuple[Sequence, int]]:
         """Which of the group's sequences advance, and by how many tokens."""
-        writes = []
-        for seq in group.seqs_to_compute():
+        writes: list[tuple[Sequence, int]] = []
+        seqs = group.seqs_to_compute()
+        if group.beam_search is not None and group.is_forked and group.is_caught_up and len(seqs) > budget:
+            return writes  # beams draw together or not at all
+        for seq in seqs:
             num_new = min(group.compute_target(seq) - seq.num_computed_tokens, budget)
             if num_new > 0:
                 writes.append((seq, num_new))
                 budget -= num_new
         return writes
 
-    def _schedule(self, step: _Step, group: SequenceGroup, writes: list[tuple[Sequence, int]]) -> None:
+    def _schedule(self, step: Step, group: SequenceGroup, writes: list[tuple[Sequence, int]]) -> None:
         for seq, num_new in writes:
             step.copies.extend(self.kv_cache.append(seq, num_new))
             start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new
@@ -166,12 +199,14 @@ class Scheduler:
         return tuple(
             SampleRequest(
                 seq_id=drawer.seq_id,
+                request_id=group.request_id,
                 sampling_params=group.sampling_params,
                 seed=group.seed,
                 sample_index=drawer.index,
                 position=end,
                 num_prompt_tokens=drawer.num_prompt_tokens,
                 token_ids=drawer.token_ids,
+                cumulative_logprob=drawer.cumulative_logprob,
             )
             for drawer in drawers
             if drawer.num_tokens == end
@@ -180,7 +215,9 @@ class Scheduler:
     def advance(self, group: SequenceGroup, seq: Sequence, num_new: int) -> None:
         """Note that a step has computed `num_new` more tokens of `seq`; fork the group if its trunk is complete."""
         seq.num_computed_tokens += num_new
-        self.kv_cache.cache_full_blocks(seq, group.root_hash)
+        # Most beams are dropped, and their blocks are worth nothing to anyone else: only the prompt's are cached.
+        cacheable = seq.num_prompt_tokens if group.beam_search is not None else None
+        self.kv_cache.cache_full_blocks(seq, group.root_hash, cacheable)
         if not group.is_forked and seq.num_computed_tokens == group.fork_point:
             for child in group.live_seqs[1:]:
                 self.kv_cache.fork(seq, child)

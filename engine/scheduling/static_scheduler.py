@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.scheduler import Scheduler, Step
 from engine.sequence import SequenceGroup
 
 
@@ -17,7 +17,7 @@ class StaticScheduler(Scheduler):
     seat stays empty. A group that is preempted comes back with the next batch.
     """
 
-    def _admissions(self) -> Iterator[SequenceGroup]:
+    def _admissions(self, step: Step) -> Iterator[SequenceGroup]:
         if self.running:
             return iter(())
-        return iter(list(super()._admissions()))
+        return iter(list(super()._admissions(step)))

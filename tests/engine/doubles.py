@@ -9,9 +9,17 @@ import numpy as np
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
 from engine.engine import LLMEngine
+from engine.preemption import SwapCost
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
-from engine.scheduling import SampledToken, SampleRequest, SchedulerOutput
+from engine.scheduling import (
+    BeamCandidate,
+    BeamCandidates,
+    SampledToken,
+    SampleRequest,
+    SamplerOutput,
+    SchedulerOutput,
+)
 
 VOCAB_SIZE = 1000
 EOS = 7
@@ -59,45 +67,115 @@ class CheckingExecutor:
         self._block_size = cache.block_size
         self._config = config
         self._step_s = step_s
-        self._tokens = np.full((cache.num_blocks, cache.block_size), -1, dtype=np.int64)
-        self._positions = np.full((cache.num_blocks, cache.block_size), -1, dtype=np.int64)
+        # [slot within pool: block, offset; what: token, position]
+        self._pool = np.full((cache.num_blocks, cache.block_size, 2), -1, dtype=np.int64)
+        self._host = np.full((cache.num_swap_blocks, cache.block_size, 2), -1, dtype=np.int64)
+        self.swap_seconds_per_block = 1e-4
         self.num_computed_tokens = 0
         self.largest_batch = 0
 
-    def execute(self, output: SchedulerOutput) -> list[SampledToken]:
+    def swap_cost(self) -> SwapCost:
+        rate = 1.0 / self.swap_seconds_per_block
+        return SwapCost(1, rate, rate)
+
+    def execute(self, output: SchedulerOutput) -> SamplerOutput:
         time.sleep(self._step_s)
         assert output.num_tokens <= self._config.max_num_batched_tokens
         assert len(output.scheduled) <= self._config.max_num_seqs
         assert len({item.seq_id for item in output.scheduled}) == len(output.scheduled)
         self.num_computed_tokens += output.num_tokens
         self.largest_batch = max(self.largest_batch, len(output.scheduled))
+        assert not (output.blocks_to_swap_out and output.blocks_to_swap_in)
+        for copy in output.blocks_to_swap_out:
+            self._host[copy.destination] = self._pool[copy.source]
+        for copy in output.blocks_to_swap_in:
+            self._pool[copy.destination] = self._host[copy.source]
+            self._host[copy.source] = -1
         for copy in output.blocks_to_copy:
-            self._tokens[copy.destination] = self._tokens[copy.source]
-            self._positions[copy.destination] = self._positions[copy.source]
+            self._pool[copy.destination] = self._pool[copy.source]
         written: set[tuple[int, int]] = set()
         for item in output.scheduled:
             for position, token in enumerate(item.token_ids.tolist(), start=item.start):
                 slot = int(item.block_table[position // self._block_size]), position % self._block_size
                 assert slot not in written, "two sequences write one slot"
                 written.add(slot)
-                self._tokens[slot], self._positions[slot] = token, position
-        return [token for item in output.scheduled for token in self._draw(item.block_table, item.samples)]
+                self._pool[slot] = token, position
+        return self._draw(output)
 
-    def _draw(self, block_table: np.ndarray, samples: tuple[SampleRequest, ...]) -> list[SampledToken]:
-        drawn = []
-        for sample in samples:
-            read = self._tokens[block_table].reshape(-1)[: sample.position].tolist()
-            positions = self._positions[block_table].reshape(-1)[: sample.position].tolist()
-            assert positions == list(range(sample.position)), "a slot holds another position than it should"
-            assert read == sample.token_ids.tolist(), "the cache does not hold this sequence"
-            drawn.append(SampledToken(sample.seq_id, next_token(read, sample.sample_index), float("nan"), ()))
-        return drawn
+    def _draw(self, output: SchedulerOutput) -> SamplerOutput:
+        tokens: list[SampledToken] = []
+        beams: dict[str, list[BeamCandidate]] = {}
+        for item in output.scheduled:
+            for sample in item.samples:
+                read = self._read(item.block_table, sample)
+                params = sample.sampling_params
+                if params.use_beam_search:
+                    beams.setdefault(sample.request_id, []).extend(
+                        BeamCandidate(sample.seq_id, token, logprob, sample.cumulative_logprob + logprob, ())
+                        for token, logprob in next_candidates(read)
+                    )
+                else:
+                    token = next_token(read, sample.sample_index)
+                    logprob = -1.0 - token / VOCAB_SIZE if params.ranks_at_end else float("nan")
+                    tokens.append(SampledToken(sample.seq_id, token, logprob, ()))
+        for candidates in beams.values():
+            candidates.sort(key=lambda item: -item.cumulative_logprob)
+        return SamplerOutput(
+            tuple(tokens), tuple(BeamCandidates(request_id, tuple(items)) for request_id, items in beams.items())
+        )
+
+    def _read(self, block_table: np.ndarray, sample: SampleRequest) -> list[int]:
+        slots = self._pool[block_table].reshape(-1, 2)[: sample.position]
+        assert slots[:, 1].tolist() == list(range(sample.position)), "a slot holds another position than it should"
+        read: list[int] = slots[:, 0].tolist()
+        assert read == sample.token_ids.tolist(), "the cache does not hold this sequence"
+        return read
 
 
-def make_engine(*, num_blocks: int = 64, step_s: float = 0.0, **options: object) -> tuple[LLMEngine, CheckingExecutor]:
+def next_candidates(token_ids: list[int]) -> list[tuple[int, float]]:
+    """Twelve continuations and their log-probabilities, most likely first; now and then one is the end."""
+    digest = hashlib.blake2b(repr(token_ids).encode(), digest_size=24).digest()
+    tokens = [EOS if digest[i] < 24 else 8 + digest[i] * 3 + i for i in range(12)]
+    tokens = list(dict.fromkeys(tokens))
+    return [(token, -0.5 - 0.3 * i - digest[12 + i] / 1000) for i, token in enumerate(tokens)]
+
+
+def expected_beams(prompt: list[int], params: SamplingParams) -> list[list[int]]:
+    """A beam search by brute force over the checking device's continuations: plain lists, no engine."""
+    assert params.max_tokens is not None
+    live: list[tuple[float, list[int]]] = [(0.0, [])]
+    finished: list[tuple[float, list[int]]] = []
+    while True:
+        found = [
+            (score + logprob, [*tokens, token])
+            for score, tokens in live
+            for token, logprob in next_candidates(prompt + tokens)
+        ]
+        found.sort(key=lambda item: -item[0])
+        ends = [
+            len(tokens) == params.max_tokens or (tokens[-1] == EOS and not params.ignore_eos) for _, tokens in found
+        ]
+        for (score, tokens), end in list(zip(found, ends, strict=True))[: params.width]:
+            if end:
+                finished.append((score / len(tokens) ** params.length_penalty, tokens))
+        finished = sorted(finished, key=lambda item: -item[0])[: params.width]
+        live = [item for item, end in zip(found, ends, strict=True) if not end][: params.width]
+        if not live:
+            break
+        if len(finished) == params.width:
+            patient = params.early_stopping == "never" and params.length_penalty > 0
+            length = params.max_tokens if patient else len(live[0][1])
+            if params.early_stopping is True or live[0][0] / length**params.length_penalty <= finished[-1][0]:
+                break
+    return [tokens for _, tokens in finished[: params.n]]
+
+
+def make_engine(
+    *, num_blocks: int = 64, step_s: float = 0.0, num_swap_blocks: int = 0, **options: object
+) -> tuple[LLMEngine, CheckingExecutor]:
     """An engine over a CheckingExecutor. `options` are EngineConfig's."""
     config = EngineConfig.from_dict({"block_size": 4, "max_num_seqs": 16, **options, "num_blocks": num_blocks})
-    cache = CacheConfig(config.block_size, num_blocks, config.prefix_caching)
+    cache = CacheConfig(config.block_size, num_blocks, config.prefix_caching, num_swap_blocks)
     executor = CheckingExecutor(cache, config, step_s)
     return LLMEngine(executor, MODEL, config, cache), executor
 

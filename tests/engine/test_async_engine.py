@@ -11,7 +11,7 @@ from engine.async_engine import AsyncLLMEngine
 from engine.errors import EngineDeadError, PromptTooLongError, RequestError
 from engine.outputs import SequenceOutput
 from engine.sampling_params import SamplingParams
-from engine.scheduling import SampledToken, SchedulerOutput
+from engine.scheduling import SamplerOutput, SchedulerOutput
 from tests.engine.doubles import CheckingExecutor, expected_tokens, make_engine, make_request
 
 
@@ -105,7 +105,7 @@ def test_bad_requests_are_refused_at_once_and_harm_nobody(engine: AsyncLLMEngine
 
 def test_a_failing_device_ends_every_request_and_says_so() -> None:
     class Failing(CheckingExecutor):
-        def execute(self, output: SchedulerOutput) -> list[SampledToken]:
+        def execute(self, output: SchedulerOutput) -> SamplerOutput:
             if self.num_computed_tokens > 40:
                 raise RuntimeError("the device is gone")
             return super().execute(output)

@@ -5,7 +5,7 @@ import pytest
 from engine.errors import ConfigError, PromptTooLongError, RequestError
 from engine.request import EngineRequest, ResumedSequence
 from engine.sampling_params import SamplingParams
-from tests.engine.doubles import EOS, VOCAB_SIZE, expected_tokens, make_engine, make_request, run_to_end
+from tests.engine.doubles import EOS, VOCAB_SIZE, expected_beams, expected_tokens, make_engine, make_request, run_to_end
 
 
 def test_one_request_runs_to_its_length() -> None:
@@ -85,10 +85,17 @@ def test_a_tenant_never_hits_anothers_blocks() -> None:
         assert executor.num_computed_tokens - before == computed
 
 
+@pytest.mark.parametrize("preemption", ["swap", "recompute", "auto"])
 @pytest.mark.parametrize("caching", [True, False])
 @pytest.mark.parametrize("budget", [3, 16, 512])
-def test_parallel_samples_share_the_prompt_and_survive_preemption(caching: bool, budget: int) -> None:
-    engine, _ = make_engine(num_blocks=14, max_num_batched_tokens=budget, enable_prefix_caching=caching)
+def test_parallel_samples_share_the_prompt_and_survive_preemption(caching: bool, budget: int, preemption: str) -> None:
+    engine, _ = make_engine(
+        num_blocks=14,
+        max_num_batched_tokens=budget,
+        enable_prefix_caching=caching,
+        preemption=preemption,
+        num_swap_blocks=32,
+    )
     prompts = {f"r{i}": [i] * (9 + i) for i in range(4)}
     params = SamplingParams(n=3, max_tokens=12, ignore_eos=True)
     for request_id, prompt in prompts.items():
@@ -101,6 +108,106 @@ def test_parallel_samples_share_the_prompt_and_survive_preemption(caching: bool,
     }
     if budget > 3:  # a budget of 3 never runs enough at once to fill the pool
         assert engine.stats().num_preemptions > 0, "the pool was meant to be too small"
+
+
+@pytest.mark.parametrize("preemption", ["swap", "recompute", "auto"])
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"length_penalty": 0.0}, {"length_penalty": 2.0, "early_stopping": "never"}, {"early_stopping": True}],
+)
+def test_beam_search_equals_brute_force_through_preemptions(
+    options: dict[str, object], width: int, preemption: str
+) -> None:
+    engine, _ = make_engine(num_blocks=20, max_num_batched_tokens=12, preemption=preemption, num_swap_blocks=40)
+    params = SamplingParams(n=width, max_tokens=12, temperature=0.0, use_beam_search=True, **options)  # type: ignore[arg-type]
+    prompts = {f"r{i}": [i] * (7 + i) for i in range(6)}
+    for request_id, prompt in prompts.items():
+        engine.add_request(EngineRequest(request_id, prompt, params))
+    tokens = run_to_end(engine)
+    for request_id, prompt in prompts.items():
+        assert [tokens[request_id, index] for index in range(width)] == expected_beams(prompt, params)
+    if width == 4:
+        stats = engine.stats()
+        assert stats.num_preemptions > 0, "the pool was meant to be too small"
+        if preemption != "auto":
+            assert (stats.num_swaps > 0) == (preemption == "swap")
+
+
+def test_fewer_beams_than_the_width_can_be_returned() -> None:
+    engine, _ = make_engine()
+    params = SamplingParams(n=2, best_of=5, max_tokens=9, temperature=0.0, use_beam_search=True)
+    engine.add_request(EngineRequest("a", [1, 2, 3], params))
+    outputs = []
+    while engine.has_unfinished_requests:
+        outputs += engine.step()
+    assert [output.token_ids for output in outputs] == expected_beams([1, 2, 3], params)
+    assert [output.request_finished for output in outputs] == [False, True]
+    scores = [output.cumulative_logprob for output in outputs]
+    assert all(score is not None and score < 0 for score in scores)
+
+
+def test_best_of_returns_the_most_likely_samples_at_the_end() -> None:
+    engine, _ = make_engine()
+    params = SamplingParams(n=2, best_of=6, max_tokens=5, ignore_eos=True)
+    engine.add_request(EngineRequest("a", [1, 2, 3], params))
+    outputs = []
+    while engine.has_unfinished_requests:
+        outputs += engine.step()
+    samples = [expected_tokens([1, 2, 3], params, index) for index in range(6)]
+    best = sorted(samples, key=sum)[:2]  # the device's log-probabilities fall with the token id
+    assert [output.token_ids for output in outputs] == best
+
+
+def test_an_aborted_search_ends_with_the_n_that_was_asked_for() -> None:
+    engine, _ = make_engine()
+    params = SamplingParams(n=2, best_of=4, max_tokens=50, temperature=0.0, use_beam_search=True, ignore_eos=True)
+    engine.add_request(EngineRequest("a", [1, 2, 3], params))
+    for _ in range(5):
+        assert engine.step() == []
+    outputs = engine.abort("a")
+    assert [(output.index, output.finish_reason) for output in outputs] == [(0, "abort"), (1, "abort")]
+    engine.check_invariants()
+
+
+def test_a_full_swap_pool_falls_back_to_recomputation() -> None:
+    engine, _ = make_engine(num_blocks=14, preemption="swap", num_swap_blocks=3, enable_prefix_caching=False)
+    params = SamplingParams(n=2, max_tokens=14, ignore_eos=True)
+    for index in range(5):
+        engine.add_request(EngineRequest(str(index), [index] * 9, params))
+    tokens = run_to_end(engine)
+    assert tokens == {
+        (str(index), sample): expected_tokens([index] * 9, params, sample) for index in range(5) for sample in range(2)
+    }
+    stats = engine.stats()
+    assert stats.num_preemptions > stats.num_swaps
+
+
+def test_named_prefixes_are_computed_once_and_never_leave() -> None:
+    prefix = list(range(100, 118))  # four full blocks and two tokens
+    engine, executor = make_engine(
+        num_blocks=20, max_model_len=60, preemption="swap", num_swap_blocks=8, shared_prefixes={"system": prefix}
+    )
+    engine.pin_shared_prefixes()
+    assert executor.num_computed_tokens == 16
+    engine.reset_prefix_cache()
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    for index in range(4):
+        engine.add_request(EngineRequest(str(index), [*prefix, index], params))
+    tokens = run_to_end(engine)
+    assert tokens == {(str(index), 0): expected_tokens([*prefix, index], params) for index in range(4)}
+    assert engine.stats().num_cached_tokens == 4 * 16
+    assert engine.stats().num_swaps > 0, "the pool was meant to be too small"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [([1] * 3, "from 4, one block"), ([1] * 40, "leave 10 KV blocks"), ([-1] * 8, "vocabulary"), ("text", "tokenizer")],
+)
+def test_a_prefix_that_cannot_be_pinned_is_a_config_error(prefix: str | list[int], message: str) -> None:
+    engine, _ = make_engine(num_blocks=20, max_model_len=60, shared_prefixes={"system": prefix})
+    with pytest.raises(ConfigError, match=rf"shared_prefixes\.system: .*{message}"):
+        engine.pin_shared_prefixes()
 
 
 def test_a_prompt_with_n_samples_is_computed_once() -> None:

@@ -12,8 +12,10 @@ from engine.sequence import Sequence
 ROOT = root_hash("model")
 
 
-def make_manager(num_blocks: int = 8, block_size: int = 4, caching: bool = True) -> KVCacheManager:
-    return KVCacheManager(CacheConfig(block_size, num_blocks, caching))
+def make_manager(
+    num_blocks: int = 8, block_size: int = 4, caching: bool = True, num_swap_blocks: int = 0
+) -> KVCacheManager:
+    return KVCacheManager(CacheConfig(block_size, num_blocks, caching, num_swap_blocks))
 
 
 def compute(manager: KVCacheManager, seq: Sequence, num_tokens: int) -> list[BlockCopy]:
@@ -154,6 +156,75 @@ def test_block_sizes(block_size: int) -> None:
     manager.check_invariants()
 
 
+def test_swap_keeps_sharing_and_copies_each_block_once() -> None:
+    manager = make_manager(num_blocks=8, num_swap_blocks=4, caching=False)
+    parent = admit(manager, [1, 2, 3, 4, 5, 6])
+    child = Sequence([1, 2, 3, 4, 5, 6], 1)
+    manager.fork(parent, child)
+    compute(manager, child, 1)  # diverges in the second block
+    assert len(manager.swap_blocks([parent, child])) == 3
+    out = manager.swap_out([parent, child])
+    assert len(out) == 3
+    assert manager.num_free_blocks == 8
+    assert manager.num_free_swap_blocks == 1
+    manager.check_invariants()
+    assert manager.num_blocks_to_swap_in([parent, child]) == 3
+    into = manager.swap_in([parent, child])
+    assert sorted(copy.source for copy in into) == sorted(copy.destination for copy in out)
+    assert manager.num_free_blocks == 5
+    assert manager.num_free_swap_blocks == 4
+    assert manager.block_table(parent)[0] == manager.block_table(child)[0]
+    assert manager.block_table(parent)[1] != manager.block_table(child)[1]
+    manager.check_invariants()
+
+
+def test_swap_in_takes_what_is_still_cached_instead_of_copying() -> None:
+    manager = make_manager(num_blocks=8, num_swap_blocks=8)
+    seq, other = admit(manager, list(range(10))), admit(manager, list(range(5)))
+    manager.swap_out([seq])
+    assert manager.num_blocks_to_swap_in([seq]) == 2, "the first block is held by another, the second lies free"
+    copies = manager.swap_in([seq])
+    assert len(copies) == 1, "only the last, partly filled block is copied"
+    assert manager.block_table(seq)[0] == manager.block_table(other)[0]
+    manager.check_invariants()
+
+
+def test_unwritten_blocks_are_dropped_and_not_swapped() -> None:
+    manager = make_manager(num_blocks=8, num_swap_blocks=8, caching=False)
+    seq = Sequence(list(range(20)))
+    manager.allocate(seq, ROOT, 20)
+    compute(manager, seq, 6)
+    assert len(manager.swap_out([seq])) == 2
+    assert manager.num_free_blocks == 8
+    manager.swap_in([seq])
+    assert len(manager.block_table(seq)) == 2
+    compute(manager, seq, 14)
+    assert len(manager.block_table(seq)) == 5
+
+
+def test_a_small_host_pool_says_so() -> None:
+    manager = make_manager(num_blocks=8, num_swap_blocks=2)
+    assert manager.can_swap_out([admit(manager, [1] * 8)])
+    assert not manager.can_swap_out([admit(manager, [2] * 9)])
+
+
+def test_pinned_blocks_stay_on_the_device() -> None:
+    manager = make_manager(num_blocks=8, num_swap_blocks=8)
+    prefix = admit(manager, [1] * 8)
+    manager.pin(prefix)
+    seq = Sequence([1] * 10)
+    manager.allocate(seq, ROOT, 10)
+    compute(manager, seq, 2)
+    assert len(manager.swap_out([seq])) == 1
+    manager.check_invariants()
+    manager.swap_in([seq])
+    assert manager.block_table(seq).blocks.tolist()[:2] == manager.block_table(prefix).blocks.tolist()
+    manager.swap_out([seq])
+    manager.free(seq)
+    manager.check_invariants()
+    assert manager.num_free_blocks == 6
+
+
 class KVCacheMachine(RuleBasedStateMachine):
     """Random admissions, growth, forks and frees over a model of what each physical slot holds.
 
@@ -161,18 +232,34 @@ class KVCacheMachine(RuleBasedStateMachine):
     always read back exactly its own prefix, whatever was shared, copied, cached or evicted in between.
     """
 
-    @initialize(num_blocks=st.integers(4, 24), block_size=st.sampled_from([1, 2, 4, 8]), caching=st.booleans())
-    def start(self, num_blocks: int, block_size: int, caching: bool) -> None:
+    @initialize(
+        num_blocks=st.integers(4, 24),
+        block_size=st.sampled_from([1, 2, 4, 8]),
+        caching=st.booleans(),
+        num_swap_blocks=st.integers(0, 16),
+    )
+    def start(self, num_blocks: int, block_size: int, caching: bool, num_swap_blocks: int) -> None:
         self.block_size = block_size
-        self.manager = make_manager(num_blocks, block_size, caching)
+        self.manager = make_manager(num_blocks, block_size, caching, num_swap_blocks)
         self.contents: dict[tuple[int, int], tuple[int, ...]] = {}
+        self.host: dict[tuple[int, int], tuple[int, ...]] = {}
         self.live: list[Sequence] = []
+        self.swapped: list[list[Sequence]] = []
+
+    def move(
+        self,
+        copies: list[BlockCopy],
+        source: dict[tuple[int, int], tuple[int, ...]],
+        destination: dict[tuple[int, int], tuple[int, ...]],
+    ) -> None:
+        for copy in copies:
+            for offset in range(self.block_size):
+                destination.pop((copy.destination, offset), None)
+                if (copy.source, offset) in source:
+                    destination[copy.destination, offset] = source[copy.source, offset]
 
     def write(self, seq: Sequence, num_tokens: int) -> None:
-        for copy in self.manager.append(seq, num_tokens):
-            for offset in range(self.block_size):
-                if (copy.source, offset) in self.contents:
-                    self.contents[copy.destination, offset] = self.contents[copy.source, offset]
+        self.move(self.manager.append(seq, num_tokens), self.contents, self.contents)
         table = self.manager.block_table(seq)
         for position in range(seq.num_computed_tokens, seq.num_computed_tokens + num_tokens):
             slot = table[position // self.block_size], position % self.block_size
@@ -228,6 +315,38 @@ class KVCacheMachine(RuleBasedStateMachine):
                 self.write(seq, 1)
             assert self.manager.num_free_blocks == before - need
 
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def swap_out(self, data: st.DataObject) -> None:
+        group = data.draw(st.lists(st.sampled_from(self.live), unique=True, min_size=1, max_size=3))
+        if self.manager.can_swap_out(group):
+            free = self.manager.num_free_blocks
+            exclusive = self.manager.num_exclusive_blocks(group)
+            self.move(self.manager.swap_out(group), self.contents, self.host)
+            assert self.manager.num_free_blocks == free + exclusive
+            self.live = [seq for seq in self.live if seq not in group]
+            self.swapped.append(group)
+
+    @precondition(lambda self: self.swapped)
+    @rule(data=st.data())
+    def swap_in(self, data: st.DataObject) -> None:
+        group = data.draw(st.sampled_from(self.swapped))
+        need = self.manager.num_blocks_to_swap_in(group)
+        free = self.manager.num_free_blocks
+        if need <= free:
+            self.move(self.manager.swap_in(group), self.host, self.contents)
+            assert free - self.manager.num_free_blocks <= need
+            self.swapped.remove(group)
+            self.live += group
+
+    @precondition(lambda self: self.swapped)
+    @rule(data=st.data())
+    def drop_swapped(self, data: st.DataObject) -> None:
+        group = data.draw(st.sampled_from(self.swapped))
+        self.manager.free(group.pop())
+        if not group:
+            self.swapped.remove(group)
+
     @rule()
     def forget_cache(self) -> None:
         self.manager.reset_prefix_cache()
@@ -245,9 +364,11 @@ class KVCacheMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "manager"):
-            for seq in self.live:
+            for seq in [*self.live, *(seq for group in self.swapped for seq in group)]:
                 self.manager.free(seq)
+            self.manager.check_invariants()
             assert self.manager.num_free_blocks == self.manager.config.num_blocks
+            assert self.manager.num_free_swap_blocks == self.manager.config.num_swap_blocks
 
 
 TestKVCacheMachine = KVCacheMachine.TestCase

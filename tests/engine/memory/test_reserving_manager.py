@@ -215,9 +215,9 @@ class ReservingMachine(SchedulerMachine):
 
     reservation: Reservation
 
-    def options(self, caching: bool) -> dict[str, object]:
+    def options(self, caching: bool, preemption: str, num_swap_blocks: int) -> dict[str, Any]:  # noqa: ARG002
         # Short enough that orca_max, too, runs several at once; what is longer is refused.
-        self.max_model_len = max(2, self.pool_tokens // 8)
+        self.max_model_len = max(2, self.pool_tokens // 4)
         return {
             "reservation": self.reservation,
             "max_model_len": self.max_model_len,
@@ -227,7 +227,8 @@ class ReservingMachine(SchedulerMachine):
     def must_be_too_large(self, request: EngineRequest) -> None:
         params, num_prompt = request.sampling_params, len(request.prompt_token_ids)
         assert params.max_tokens is not None
-        if num_prompt + params.max_tokens <= self.max_model_len:
+        too_wide = params.use_beam_search and params.width > self.budget
+        if not too_wide and num_prompt + params.max_tokens <= self.max_model_len:
             num_tokens = ReservationPolicy(self.reservation, self.max_model_len).num_tokens(
                 num_prompt, params.max_tokens
             )
@@ -253,11 +254,13 @@ class OrcaOracleMachine(ReservingMachine):
     reservation = "orca_oracle"
 
 
+SETTINGS = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestOrcaMaxMachine = OrcaMaxMachine.TestCase
+TestOrcaMaxMachine.settings = SETTINGS
 TestOrcaPow2Machine = OrcaPow2Machine.TestCase
+TestOrcaPow2Machine.settings = SETTINGS
 TestOrcaOracleMachine = OrcaOracleMachine.TestCase
-for case in (TestOrcaMaxMachine, TestOrcaPow2Machine, TestOrcaOracleMachine):
-    case.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+TestOrcaOracleMachine.settings = SETTINGS
 
 
 def test_a_real_model_gives_the_same_tokens_under_every_policy() -> None:

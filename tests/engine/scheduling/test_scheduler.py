@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -8,7 +10,7 @@ from engine.errors import RequestError
 from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
-from tests.engine.doubles import expected_tokens, make_engine, make_request, run_to_end
+from tests.engine.doubles import expected_beams, expected_tokens, make_engine, make_request, run_to_end
 
 
 def test_first_come_first_served_and_nobody_overtakes() -> None:
@@ -78,8 +80,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(1, 24),
         seats=st.integers(3, 8),
         caching=st.booleans(),
+        preemption=st.sampled_from(["swap", "recompute", "auto"]),
+        num_swap_blocks=st.sampled_from([1, 4, 32]),
     )
-    def start(self, num_blocks: int, block_size: int, budget: int, seats: int, caching: bool) -> None:
+    def start(
+        self,
+        num_blocks: int,
+        block_size: int,
+        budget: int,
+        seats: int,
+        caching: bool,
+        preemption: str,
+        num_swap_blocks: int,
+    ) -> None:
         self.block_size = block_size
         self.pool_tokens = num_blocks * block_size
         self.engine, self.device = make_engine(
@@ -87,17 +100,19 @@ class SchedulerMachine(RuleBasedStateMachine):
             block_size=block_size,
             max_num_batched_tokens=budget,
             max_num_seqs=seats,
-            **self.options(caching),
+            **self.options(caching, preemption, num_swap_blocks),
         )
+        self.budget = budget
         self.requests: dict[str, EngineRequest] = {}
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.first_token_order: list[str] = []
         self.ended: set[str] = set()
+        self.searches: set[str] = set()
         self.count = 0
 
-    def options(self, caching: bool) -> dict[str, object]:
+    def options(self, caching: bool, preemption: str, num_swap_blocks: int) -> dict[str, Any]:
         """Engine options beside those that `start` draws."""
-        return {"enable_prefix_caching": caching}
+        return {"enable_prefix_caching": caching, "preemption": preemption, "num_swap_blocks": num_swap_blocks}
 
     @rule(
         length=st.integers(1, 24),
@@ -105,11 +120,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         n=st.sampled_from([1, 1, 1, 2, 3]),
         ignore_eos=st.booleans(),
+        beams=st.sampled_from([False, False, True]),
     )
-    def arrive(self, length: int, seed: int, max_tokens: int, n: int, ignore_eos: bool) -> None:
+    def arrive(self, length: int, seed: int, max_tokens: int, n: int, ignore_eos: bool, beams: bool) -> None:
         request_id = f"r{self.count}"
         prompt = [seed] * length
-        request = EngineRequest(request_id, prompt, SamplingParams(n=n, max_tokens=max_tokens, ignore_eos=ignore_eos))
+        temperature = 0.0 if beams else 1.0
+        request = EngineRequest(
+            request_id,
+            prompt,
+            SamplingParams(
+                n=n, max_tokens=max_tokens, ignore_eos=ignore_eos, use_beam_search=beams, temperature=temperature
+            ),
+        )
         try:
             self.engine.add_request(request)
         except RequestError:
@@ -117,6 +140,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         self.count += 1
         self.requests[request_id] = request
+        if beams:
+            self.searches.add(request_id)
 
     def must_be_too_large(self, request: EngineRequest) -> None:
         """Only what the whole pool could not hold may be refused."""
@@ -125,7 +150,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_shared = num_prompt // self.block_size
         num_blocks = -(-(num_prompt + params.max_tokens) // self.block_size)
         worst = num_shared + params.n * (num_blocks - num_shared)
-        assert num_prompt >= self.pool_tokens or worst * self.block_size > self.pool_tokens
+        too_wide = params.use_beam_search and params.width > self.budget
+        assert too_wide or num_prompt >= self.pool_tokens or worst * self.block_size > self.pool_tokens
 
     @precondition(lambda self: bool(getattr(self, "requests", None)))
     @rule(data=st.data(), whole=st.booleans())
@@ -164,12 +190,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.engine.has_unfinished_requests, "an admitted request never ends"
         for request_id, request in self.requests.items():
             assert request_id in self.ended
-            for index in range(request.sampling_params.n):
-                prompt = list(request.prompt_token_ids)
-                expected = expected_tokens(prompt, request.sampling_params, index)
-                assert self.tokens[request_id, index] == expected
-        # Fair: first tokens come in order of arrival, up to what shares a step's budget.
-        arrivals = [int(request_id[1:]) for request_id in self.first_token_order]
+            params, prompt = request.sampling_params, list(request.prompt_token_ids)
+            if params.use_beam_search:
+                expected = expected_beams(prompt, params)
+            else:
+                expected = [expected_tokens(prompt, params, index) for index in range(params.n)]
+            assert [self.tokens[request_id, index] for index in range(params.n)] == expected
+        # Fair: first tokens come in order of arrival. A beam search shows its tokens only at its end.
+        streamed = [name for name in self.first_token_order if name not in self.searches]
+        arrivals = [int(request_id[1:]) for request_id in streamed]
         assert arrivals == sorted(arrivals)
 
 

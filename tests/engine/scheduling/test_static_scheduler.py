@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
 
@@ -52,8 +54,9 @@ def test_a_batch_is_bounded_by_memory(reservation: str) -> None:
 class StaticMachine(SchedulerMachine):
     """The scheduler's state machine with static batching: the same promises, over paged memory with preemption."""
 
-    def options(self, caching: bool) -> dict[str, object]:
-        return {"batching": "static", "enable_prefix_caching": caching}
+    def options(self, caching: bool, preemption: str, num_swap_blocks: int) -> dict[str, Any]:
+        rest = super().options(caching, preemption, num_swap_blocks)
+        return {"batching": "static", **rest}
 
 
 TestStaticMachine = StaticMachine.TestCase
