@@ -1,0 +1,84 @@
+"""Redraws the figures of the PagedAttention paper (arXiv 2309.06180) with Quire's engine.
+
+    python -m benchmarks.paper [figure ...] --out DIR [--trace FILE] [--quick]
+
+Without figures, all of them. Each becomes DIR/NAME.png; DIR/results.json has the data, DIR/results.md a table with the
+paper's values beside ours. What ran on a simulated device says so. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from benchmarks.paper.figure import FULL, QUICK, Context, Figure, Outcome, make_context
+from benchmarks.paper.figures import FIGURES
+from benchmarks.paper.report import as_json, prepare_folder, write_drawing, write_results, write_table
+from engine.errors import QuireError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    figures = [figure for figure in FIGURES if not options.figures or figure.name in options.figures]
+    try:
+        prepare_folder(options.out)
+        # Spawned, not forked: torch and its threads may be loaded already.
+        with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            context = make_context(QUICK if options.quick else FULL, pool, options.trace)
+            summary = _run(figures, context, options.out)
+    except QuireError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(summary))
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [figure.name for figure in FIGURES]
+    parser.add_argument("figures", nargs="*", metavar="figure", help=", ".join(names))
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results; made if missing")
+    parser.add_argument("--trace", type=Path, help="a trace whose lengths take the place of the ShareGPT-shaped ones")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, and rougher")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes that simulate")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.figures) - set(names))
+    if unknown:
+        parser.error(f"unknown figure {', '.join(unknown)}; known: {', '.join(names)}")
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs} must be at least 1")
+    return options
+
+
+def _run(figures: list[Figure], context: Context, folder: Path) -> dict[str, object]:
+    outcomes: dict[Figure, Outcome] = {}
+    results: dict[str, object] = {}
+    for figure in figures:
+        begin = time.perf_counter()
+        outcome = outcomes[figure] = figure.run(context)
+        wall_s = time.perf_counter() - begin
+        path = write_drawing(folder, figure, outcome)
+        results[figure.name] = as_json(figure, outcome, wall_s)
+        # After each figure: hours of work are not lost to the last one's failure.
+        write_results(folder, results)
+        table = write_table(folder, outcomes)
+        print(f"{figure.name}: {path} ({wall_s:.0f} s)", flush=True)
+    print(table.read_text(encoding="utf-8"))
+    rows = {
+        figure.name: {row.what: {"ours": row.ours, "paper": row.paper, "ratio": row.ratio} for row in outcome.rows}
+        for figure, outcome in outcomes.items()
+    }
+    simulated = {figure.name: figure.simulated or None for figure in figures}
+    return {"benchmark": "paper", "quick": context.scale.quick, "simulated": simulated, "figures": rows}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

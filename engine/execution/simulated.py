@@ -1,0 +1,130 @@
+"""A simulated device: steps last what a step-time model says, tokens are a function of the sequence.
+
+The scheduler, the allocator and the block tables above it are the engine's own, so that memory, batching and
+preemption at any scale can be studied, and fleets of replicas tested, on a machine without the hardware. Whoever shows
+a result from it says that it is simulated, and on what: `Hardware.name` and `Hardware.source` are there for that.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.engine import LLMEngine
+from engine.errors import ConfigError
+from engine.execution.hardware import Hardware
+from engine.execution.simulated_step_time import StepTimeModel, StepWork
+from engine.execution.simulated_tokens import SimulatedLanguage
+from engine.preemption import SwapCost
+from engine.scheduling import SampleRequest, SamplerOutput, SchedulerOutput
+
+
+class Clock(Protocol):
+    """Where simulated time passes."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment."""
+        ...
+
+    def advance(self, seconds: float) -> None:
+        """Let this much time pass."""
+        ...
+
+
+class VirtualClock:
+    """A number that only `advance` changes: hours of a simulated device pass in minutes."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def now(self) -> float:
+        return self._now
+
+    def advance(self, seconds: float) -> None:
+        assert seconds >= 0.0, "time runs backwards"
+        self._now += seconds
+
+
+class RealClock:
+    """Sleeps: for fleets, whose other parts live in real time."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def advance(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class SimulatedExecutor:
+    """An Executor that computes nothing: it prices each step, lets the time pass, and makes up the tokens.
+
+    Attributes:
+        last_work: what the latest step did, for whoever measures batches.
+        busy_s: seconds that all steps together lasted.
+    """
+
+    def __init__(
+        self, model: ModelConfig, hardware: Hardware, block_size: int, clock: Clock, language: SimulatedLanguage
+    ) -> None:
+        self.clock = clock
+        self.step_time = StepTimeModel(model, hardware, block_size)
+        self.last_work = StepWork(0, 0, 0, 0, 0)
+        self.busy_s = 0.0
+        self._language = language
+
+    def execute(self, output: SchedulerOutput) -> SamplerOutput:
+        self.last_work = StepWork.of(output)
+        seconds = self.step_time.seconds(self.last_work)
+        self.busy_s += seconds
+        self.clock.advance(seconds)
+        requests: list[SampleRequest] = []
+        for item in output.scheduled:
+            requests.extend(item.samples)
+        return self._language.sample(requests)
+
+    def swap_cost(self) -> SwapCost:
+        """What `auto` preemption weighs against recomputation: the model's own price of moving a block."""
+        block_bytes = self.step_time.block_bytes
+        rate = block_bytes / self.step_time.moved_block_s
+        return SwapCost(block_bytes, rate, rate)
+
+
+def build_simulated_engine(
+    model: ModelConfig,
+    hardware: Hardware,
+    config: EngineConfig,
+    clock: Clock,
+    language: SimulatedLanguage | None = None,
+    *,
+    model_id: str = "simulated",
+) -> tuple[LLMEngine, SimulatedExecutor]:
+    """The real engine over a simulated device. Needs no weights and no torch.
+
+    Without `config.num_blocks` the pool is what `gpu_memory_utilization` (0.9 unless set) of the hardware's memory
+    leaves beside the weights.
+
+    Raises:
+        ConfigError: the weights leave no room for the KV pool, or the options contradict the model.
+    """
+    language = language or SimulatedLanguage(model.vocab_size, model.eos_token_ids)
+    executor = SimulatedExecutor(model, hardware, config.block_size, clock, language)
+    num_blocks = config.num_blocks
+    if num_blocks is None:
+        num_blocks = executor.step_time.num_affordable_blocks(config.gpu_memory_utilization or 0.9)
+        if num_blocks < 1:
+            raise ConfigError(
+                f"simulated {hardware.name}: {executor.step_time.weight_bytes / 1e9:.1f} GB of weights leave no room "
+                f"for the KV cache in {hardware.num_devices} x {hardware.memory_bytes / 1e9:.0f} GB"
+            )
+    cache = CacheConfig(config.block_size, num_blocks, config.prefix_caching, _num_swap_blocks(config, num_blocks))
+    engine = LLMEngine(executor, model, config, cache, model_id=model_id, clock=clock.now)
+    engine.pin_shared_prefixes()
+    return engine, executor
+
+
+def _num_swap_blocks(config: EngineConfig, num_blocks: int) -> int:
+    """The host's pool: as configured, else a quarter of the device's; none where nothing is swapped."""
+    if config.preemption == "recompute" or config.reservation != "paged":
+        return 0
+    return max(1, num_blocks // 4) if config.num_swap_blocks is None else config.num_swap_blocks
