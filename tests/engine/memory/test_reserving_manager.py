@@ -11,7 +11,7 @@ from engine.errors import ConfigError, PromptTooLongError, RequestError
 from engine.memory import BuddyAllocator, ReservationPolicy, ReservingManager, run_size
 from engine.request import EngineRequest, ResumedSequence
 from engine.sequence import Sequence, SequenceGroup
-from tests.engine.doubles import expected_tokens, make_engine, make_request, run_to_end
+from tests.engine.doubles import expected_beams, expected_tokens, make_engine, make_request, run_to_end
 from tests.engine.scheduling.test_scheduler import SchedulerMachine
 
 POLICIES: tuple[Reservation, ...] = ("orca_max", "orca_pow2", "orca_oracle")
@@ -161,6 +161,19 @@ def test_parallel_samples_are_right_and_never_preempted(reservation: str, budget
 
 
 @pytest.mark.parametrize("reservation", POLICIES)
+def test_beams_are_right_in_as_many_runs_as_the_search_is_wide(reservation: str) -> None:
+    engine, device = make_engine(num_blocks=64, max_model_len=32, reservation=reservation)
+    params = SamplingParams(n=2, best_of=4, use_beam_search=True, temperature=0.0, max_tokens=16)
+    prompts = {f"r{i}": [i] * (5 + i) for i in range(4)}
+    for request_id, prompt in prompts.items():
+        engine.add_request(EngineRequest(request_id, prompt, params))
+    tokens = run_to_end(engine)
+    for request_id, prompt in prompts.items():
+        assert [tokens[request_id, index] for index in range(2)] == expected_beams(prompt, params)
+    assert device.largest_batch == 8, "two searches of four runs of 8 blocks fill the pool"
+
+
+@pytest.mark.parametrize("reservation", POLICIES)
 def test_an_interrupted_request_goes_on(reservation: str) -> None:
     params = SamplingParams(n=3, max_tokens=10, ignore_eos=True)
     prompt = list(range(9))
@@ -267,6 +280,8 @@ def test_a_real_model_gives_the_same_tokens_under_every_policy() -> None:
     prompts = [{"prompt_token_ids": [(7 * i + k) % 512 for k in range(3 + 11 * i)]} for i in range(6)]
     params = [SamplingParams(temperature=0.0, max_tokens=10 + i, ignore_eos=True) for i in range(5)]
     params.append(SamplingParams(n=4, temperature=1.0, seed=3, max_tokens=12, ignore_eos=True))
+    prompts.append(prompts[3])
+    params.append(SamplingParams(n=3, use_beam_search=True, temperature=0.0, max_tokens=12))
     tokens: dict[tuple[str, str], list[list[int]]] = {}
     for reservation in ("paged", *POLICIES):
         for batching in ("continuous", "static"):
@@ -275,5 +290,5 @@ def test_a_real_model_gives_the_same_tokens_under_every_policy() -> None:
             outputs = llm.generate(prompts, params, use_tqdm=False)
             tokens[reservation, batching] = [item.token_ids for output in outputs for item in output.outputs]
             llm.engine.check_invariants()
-    assert len(tokens["paged", "continuous"]) == 9
+    assert len(tokens["paged", "continuous"]) == 5 + 4 + 3
     assert all(other == tokens["paged", "continuous"] for other in tokens.values())
