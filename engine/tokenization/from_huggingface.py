@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import processors
 
 from engine.errors import ModelLoadError
+from engine.tokenization.gpt2_files import is_gpt2_folder, read_gpt2_files
 from engine.tokenization.tokenizer import Tokenizer
 
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -24,15 +25,18 @@ def tokenizer_from_hf_folder(folder: Path) -> Tokenizer | None:
         ModelLoadError: a file is malformed.
     """
     path = folder / "tokenizer.json"
-    if not path.is_file():
-        return _through_transformers(folder) if any((folder / name).is_file() for name in _SLOW_FILES) else None
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelLoadError(f"{path}: {error}") from error
     config = _read_json(folder / "tokenizer_config.json")
     roles = _read_json(folder / "special_tokens_map.json") | config
     special_tokens = {role: _content(roles[role]) for role in _ROLES if roles.get(role)}
+    if path.is_file():
+        try:
+            backend = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelLoadError(f"{path}: {error}") from error
+    elif is_gpt2_folder(folder, config, _read_json(folder / "config.json")):
+        backend = read_gpt2_files(folder, config, special_tokens, _read_json(folder / "added_tokens.json"))
+    else:
+        return _through_transformers(folder) if any((folder / name).is_file() for name in _SLOW_FILES) else None
     _apply_add_flags(backend, config, special_tokens, folder)
     return Tokenizer(backend, special_tokens, _chat_template(folder, config))
 

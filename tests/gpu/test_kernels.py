@@ -103,6 +103,28 @@ def test_rotate_and_cache(
     assert torch.equal(moved_pool.cpu(), pool)
 
 
+@pytest.mark.parametrize(("dtype", "cache_dtype"), [(a, b) for a in DTYPES for b in DTYPES])
+@pytest.mark.parametrize(("head_dim", "block_size"), [(64, 16), (80, 1)])
+def test_cache_without_rotation(
+    kernels: Kernels, head_dim: int, block_size: int, dtype: torch.dtype, cache_dtype: torch.dtype
+) -> None:
+    """Query and key stay as they are, and no position is looked at."""
+    torch.manual_seed(head_dim)
+    metadata = make_metadata([(13, 13), (1, 40)], block_size, num_blocks=100)
+    metadata.slot_mapping[4] = -1
+    metadata.positions.fill_(1 << 40)
+    fused = torch.randn(14, 4 + 2 + 2, head_dim).to(dtype)
+    pool = make_pool(100, 2, block_size, head_dim, cache_dtype).fill_(7.0)
+    moved, moved_pool = fused.to(kernels.device, copy=True), pool.to(kernels.device, copy=True)
+    query, key, value = torch.split(moved, [4, 2, 2], dim=1)
+    caches = moved_pool[:, 1, 0], moved_pool[:, 1, 1]
+    kernels.backend.rotate_and_cache(query, key, value, None, *caches, kernels.metadata(metadata))
+    query, key, value = torch.split(fused, [4, 2, 2], dim=1)
+    reference.rotate_and_cache(query, key, value, None, pool[:, 1, 0], pool[:, 1, 1], metadata)
+    assert torch.equal(moved.cpu(), fused)
+    assert torch.equal(moved_pool.cpu(), pool)
+
+
 @pytest.mark.parametrize("width", [129, 128, 127])  # bytes: 258 has words of 1, 256 of 16, 508 of 4
 def test_copy_blocks_in_order(kernels: Kernels, width: int) -> None:
     """A chain copies what earlier pairs have written, within a batch of four pairs and across batches."""

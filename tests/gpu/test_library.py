@@ -72,7 +72,7 @@ def test_checks_struct_version_and_threads(library: KernelLibrary, operation: st
         ("rotate_and_cache", "head_dim", 63, "head_dim=63 must be even"),
         ("rotate_and_cache", "block_size", 24, "block_size=24 must be a power of two"),
         ("rotate_and_cache", "cache_dtype", -1, "cache_dtype=-1 is no QuireDType"),
-        ("rotate_and_cache", "positions", None, "positions or slot_mapping is null"),
+        ("rotate_and_cache", "positions", None, "cos_sin or positions is null"),
         ("paged_attention", "num_kv_heads", 48, "num_heads=64 must be a positive multiple of num_kv_heads=48"),
         ("paged_attention", "head_dim", 66, "head_dim=66; the CUDA kernels have"),
         ("paged_attention", "block_size", 512, "block_size=512"),

@@ -123,6 +123,44 @@ def test_rotate_and_cache(
     assert torch.equal(pool, expected_pool)
 
 
+@pytest.mark.parametrize("cache_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_cache_without_rotation(
+    backend: CpuBackend, head_dim: int, dtype: torch.dtype, cache_dtype: torch.dtype
+) -> None:
+    """Query and key stay as they are, and no position is looked at."""
+    torch.manual_seed(head_dim)
+    metadata = make_metadata([(13, 13), (1, 40)], block_size=16, num_blocks=10)
+    metadata.slot_mapping[4] = -1
+    metadata.positions.fill_(1 << 40)
+    fused = torch.randn(14, 4 + 2 + 2, head_dim).to(dtype)
+    before = fused.clone()
+    query, key, value = torch.split(fused, [4, 2, 2], dim=1)
+    pool = make_pool(10, 2, 16, head_dim, cache_dtype).fill_(7.0)
+    expected = pool.clone()
+    backend.rotate_and_cache(query, key, value, None, pool[:, 1, 0], pool[:, 1, 1], metadata)
+    reference.rotate_and_cache(query, key, value, None, expected[:, 1, 0], expected[:, 1, 1], metadata)
+    assert torch.equal(fused, before)
+    assert torch.equal(pool, expected)
+    assert (pool != 7.0).sum() == 13 * 2 * 2 * head_dim
+
+
+def test_rotation_and_none_take_turns(cpu: CpuBackend) -> None:
+    """The structs are kept between calls: a table must not linger in them."""
+    metadata = make_metadata([(3, 3)], block_size=16, num_blocks=2)
+    pool = torch.zeros(2, 1, 2, 2, 16, 8)
+    caches = pool[:, 0, 0], pool[:, 0, 1]
+    heads = [torch.ones(3, 2, 8) for _ in range(3)]
+    cpu.rotate_and_cache(heads[0], heads[1], heads[2], rotary_table(9, 8), *caches, metadata)
+    rotated = heads[0].clone()
+    assert not torch.equal(rotated, torch.ones(3, 2, 8))
+    cpu.rotate_and_cache(heads[0], heads[1], heads[2], None, *caches, metadata)
+    assert torch.equal(heads[0], rotated)
+    cpu.rotate_and_cache(heads[0], heads[1], heads[2], rotary_table(9, 8), *caches, metadata)
+    assert not torch.equal(heads[0], rotated)
+
+
 @pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_copy_blocks_in_order(num_threads: int) -> None:
@@ -215,6 +253,26 @@ def test_null_pointers_are_refused(cpu: CpuBackend) -> None:
     params.num_threads = params.num_rows = params.num_groups = params.dim = 1
     with pytest.raises(KernelError, match="x is NULL"):
         cpu.library.call("rms_norm", params)
+
+
+@pytest.mark.parametrize(("table", "max_positions", "message"), [(0, 9, "cos_sin is NULL"), (8, 0, "max_positions=0")])
+def test_a_table_and_its_length_go_together(cpu: CpuBackend, table: int, max_positions: int, message: str) -> None:
+    """A caller that forgets the table must not get unrotated keys."""
+    heads, slots = torch.ones(1, 1, 2), torch.zeros(1, dtype=torch.int64)
+    cache = torch.zeros(1, 1, 1, 2)
+    params = abi.RotateAndCacheParams()
+    params.query = params.key = params.value = heads.data_ptr()
+    params.slot_mapping = params.positions = slots.data_ptr()
+    for view in (params.key_cache, params.value_cache):
+        view.data, view.block_stride, view.head_stride, view.slot_stride = cache.data_ptr(), 2, 2, 2
+    params.num_tokens = params.num_heads = params.num_kv_heads = params.num_blocks = params.block_size = 1
+    params.head_dim, params.num_threads = 2, 1
+    params.cos_sin, params.max_positions = table or None, max_positions
+    with pytest.raises(KernelError, match=message):
+        cpu.library.call("rotate_and_cache", params)
+    params.cos_sin, params.max_positions = None, 0
+    cpu.library.call("rotate_and_cache", params)
+    assert (cache == 1.0).all()
 
 
 def test_many_python_threads_call_at_once(cpu: CpuBackend) -> None:

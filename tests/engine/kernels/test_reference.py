@@ -43,6 +43,23 @@ def test_rotation_is_by_the_angle_of_the_position() -> None:
     assert pool.count_nonzero() == 2 * 4 * 6
 
 
+def test_without_a_table_key_and_value_are_cached_as_they_are() -> None:
+    torch.manual_seed(0)
+    metadata = make_metadata([(4, 10)], block_size=4, num_blocks=5)
+    metadata.slot_mapping[2] = -1
+    query, key, value = (torch.randn(4, 1, 6) for _ in range(3))
+    before = query.clone(), key.clone()
+    pool = torch.zeros(5, 2, 1, 4, 6)
+    reference.rotate_and_cache(query, key, value, None, pool[:, 0], pool[:, 1], metadata)
+    assert torch.equal(query, before[0])
+    assert torch.equal(key, before[1])
+    for token, slot in enumerate(metadata.slot_mapping.tolist()):
+        if slot >= 0:
+            assert torch.equal(pool[slot // 4, 0, :, slot % 4], key[token])
+            assert torch.equal(pool[slot // 4, 1, :, slot % 4], value[token])
+    assert pool.count_nonzero() == 2 * 3 * 6
+
+
 @pytest.mark.parametrize("sliding_window", [None, 3])
 def test_attention_one_row_and_head_at_a_time(sliding_window: int | None) -> None:
     lengths = ((3, 9), (1, 6))

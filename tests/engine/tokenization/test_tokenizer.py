@@ -175,15 +175,14 @@ def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-def test_vocab_json_and_merges_without_tokenizer_json(tmp_path: Path) -> None:
-    """The slow path, through transformers."""
+def test_vocab_json_and_merges_of_another_class_go_through_transformers(tmp_path: Path) -> None:
     smollm2().save(tmp_path)
     model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = [" ".join(merge) if isinstance(merge, list) else merge for merge in model["merges"]]
     (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer"}))
     tokenizer = tokenizer_from_hf_folder(tmp_path)
     assert tokenizer is not None
     assert tokenizer.encode("Hello world!") == smollm2().encode("Hello world!")
