@@ -30,8 +30,8 @@ class SequenceOutput:
         finish_reason: set on the sequence's last output.
         stop_token_id: the id that ended the sequence, if a stop or end-of-sequence token did.
         num_cached_tokens: prompt tokens that came from the prefix cache; set with the sequence's first tokens.
-        cumulative_logprob: of the whole sequence; set on the last output of one that was ranked against others.
         request_finished: this is the request's last output.
+        cumulative_logprob: of the whole sequence; set on the last output of one that was ranked against others.
     """
 
     request_id: str
@@ -41,8 +41,8 @@ class SequenceOutput:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
-    cumulative_logprob: float | None = None
     request_finished: bool = False
+    cumulative_logprob: float | None = None
 
 
 @dataclass(slots=True)
