@@ -32,7 +32,7 @@ class MemoryUsage:
             none waiting, the smallest that could come; 0 with paging.
         free: free otherwise, prefix-cached content included.
         logical_blocks: entries of all block tables.
-        physical_blocks: blocks that they name, a shared one once.
+        physical_blocks: blocks held, a shared one once; pinned prefixes are among them even if nobody names them.
     """
 
     token_states: int
@@ -88,7 +88,7 @@ def _measure_paged(manager: KVCacheManager, running: Iterable[SequenceGroup], ma
     block_size = manager.config.block_size
     empty = reserved = logical_blocks = 0
     tails: dict[int, _Tail] = {}
-    for group, seq in _holders(manager, running):
+    for group, seq in _holders(running):
         table = manager.block_table(seq)
         logical_blocks += len(table)
         index, filled = divmod(seq.num_computed_tokens, block_size)
@@ -124,8 +124,9 @@ def _measure_reserved(
     token_states = reserved = internal = rounding = logical_blocks = 0
     for group in running:
         reservation = manager.reservation(group)
-        filled = sum(manager.num_filled_slots(seq) for seq in group.live_seqs)
-        logical_blocks += sum(len(manager.block_table(seq)) for seq in group.live_seqs)
+        live = group.live_seqs
+        filled = sum(manager.num_filled_slots(seq) for seq in live)
+        logical_blocks += sum(len(manager.block_table(seq)) for seq in live)
         to_fill = reservation.num_runs * _slots_to_fill(group, group.seqs[0], manager.policy.max_model_len)
         asked = reservation.num_runs * reservation.num_tokens
         token_states += filled
@@ -145,8 +146,8 @@ def _measure_reserved(
     )
 
 
-def _holders(manager: KVCacheManager, running: Iterable[SequenceGroup]) -> Iterable[tuple[SequenceGroup, Sequence]]:
-    return ((group, seq) for group in running for seq in group.seqs_to_compute() if manager.holds(seq))
+def _holders(running: Iterable[SequenceGroup]) -> Iterable[tuple[SequenceGroup, Sequence]]:
+    return ((group, seq) for group in running for seq in group.seqs_to_compute())
 
 
 def _slots_to_fill(group: SequenceGroup, seq: Sequence, max_model_len: int) -> int:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from engine.scheduling.scheduler import Scheduler, Step
-from engine.sequence import SequenceGroup
 
 
 class StaticScheduler(Scheduler):
@@ -17,7 +14,9 @@ class StaticScheduler(Scheduler):
     seat stays empty. A group that is preempted comes back with the next batch.
     """
 
-    def _admissions(self, step: Step) -> Iterator[SequenceGroup]:
+    def _admit_waiting(self, step: Step) -> None:
         if self.running:
-            return iter(())
-        return iter(list(super()._admissions(step)))
+            return
+        super()._admit_waiting(step)
+        for _ in self._admissions(step):
+            pass  # the rest of the batch: beyond this step's budget, computed from the next one on
