@@ -51,7 +51,7 @@ format: setup ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 bench: setup ## run the benchmarks; each prints one JSON object as its last line
-	@for script in $(sort $(wildcard benchmarks/bench_*.py)); do \
+	@for script in $(sort $(wildcard benchmarks/*.py)); do \
 		echo "== $$script" && $(BIN)/python $$script || exit 1; \
 	done
 
