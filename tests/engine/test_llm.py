@@ -49,28 +49,30 @@ def prompts() -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def reference(prompts: list[list[int]]) -> list[list[int]]:
-    """Greedy tokens of transformers' own model and own GGUF reader, one prompt at a time, float32."""
+def reference_model() -> Any:
+    """transformers' own model from its own GGUF reader, float32."""
     from transformers import AutoModelForCausalLM, GgufConfig
 
     path = open_checkpoint(MODEL).path  # type: ignore[attr-defined]
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         path.parent, gguf_file=path.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    outputs = []
-    for prompt in prompts:
-        generated = model.generate(  # type: ignore[misc]
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            do_sample=False,
-            max_new_tokens=64,
-            min_new_tokens=64,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        outputs.append(generated[0, len(prompt) :].tolist())
-    return outputs
+
+
+def continue_with(model: Any, prompt: list[int], **options: Any) -> list[list[int]]:
+    """transformers' continuations of one prompt, without the prompt."""
+    ids = torch.tensor([prompt])
+    generated = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64, pad_token_id=0, **options
+    )
+    return [row[len(prompt) :].tolist() for row in generated]
+
+
+@pytest.fixture(scope="module")
+def reference(reference_model: Any, prompts: list[list[int]]) -> list[list[int]]:
+    """Greedy tokens, one prompt at a time."""
+    return [continue_with(reference_model, prompt, min_new_tokens=64, eos_token_id=None)[0] for prompt in prompts]
 
 
 def generate(options: dict[str, Any], prompts: list[list[int]]) -> tuple[list[list[int]], LLM]:
@@ -88,11 +90,8 @@ def generate(options: dict[str, Any], prompts: list[list[int]]) -> tuple[list[li
         pytest.param({"max_num_batched_tokens": 16}, id="chunks-of-16"),
         pytest.param({"max_num_batched_tokens": 512}, id="chunks-of-512"),
         pytest.param({"enable_prefix_caching": False}, id="no-prefix-caching"),
-        pytest.param({"num_blocks": 48, "max_model_len": 640}, id="preemption"),
-        pytest.param(
-            {"num_blocks": 48, "max_model_len": 640, "enable_prefix_caching": False}, id="preemption-no-caching"
-        ),
-        pytest.param({"block_size": 1, "num_blocks": 8192, "kernels": "reference"}, id="reference-kernels"),
+        pytest.param({"num_blocks": 48, "max_model_len": 640, "preemption": "recompute"}, id="recompute"),
+        pytest.param({"num_blocks": 48, "max_model_len": 640, "preemption": "swap", "num_swap_blocks": 96}, id="swap"),
     ],
 )
 def test_greedy_tokens_equal_transformers(
@@ -102,6 +101,40 @@ def test_greedy_tokens_equal_transformers(
     assert tokens == reference
     if "max_model_len" in options:
         assert llm.stats().num_preemptions >= 10, "the pool was meant to be too small"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("width", "options"),
+    [
+        pytest.param(4, {}, id="4-defaults"),
+        pytest.param(4, {"num_blocks": 24, "max_model_len": 128, "preemption": "recompute"}, id="4-recompute"),
+        pytest.param(
+            8, {"num_blocks": 44, "max_model_len": 128, "preemption": "swap", "num_swap_blocks": 99}, id="8-swap"
+        ),
+    ],
+)
+def test_beam_search_equals_transformers(
+    width: int, options: dict[str, Any], reference_model: Any, prompts: list[list[int]]
+) -> None:
+    chosen = [prompts[index] for index in (2, 3, 5, 9)]
+    expected = [
+        continue_with(reference_model, prompt, num_beams=width, num_return_sequences=width, eos_token_id=2)
+        for prompt in chosen
+    ]
+    llm = LLM(MODEL, **{"num_blocks": 2048, **EXACT, **options})
+    params = SamplingParams(n=width, max_tokens=64, temperature=0.0, use_beam_search=True)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in chosen], params, use_tqdm=False)
+    for output, beams in zip(outputs, expected, strict=True):
+        found = [completion.token_ids for completion in output.outputs]
+        # transformers pads beams that ended early to the length of the longest.
+        assert found == [beam[: len(tokens)] for beam, tokens in zip(beams, found, strict=True)]
+        assert all(set(beam[len(tokens) :]) <= {0} for beam, tokens in zip(beams, found, strict=True))
+    if "max_model_len" in options:
+        stats = llm.stats()
+        assert stats.num_preemptions >= 3, "the pool was meant to be too small"
+        assert (stats.num_swaps > 0) == (options["preemption"] == "swap")
+    llm.engine.check_invariants()
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +169,15 @@ def test_parallel_samples_differ_and_repeat_with_the_seed(llm: LLM) -> None:
 
 def texts(output: RequestOutput) -> tuple[str, ...]:
     return tuple(completion.text for completion in output.outputs)
+
+
+def test_block_size_and_kernels_change_no_token(llm: LLM, prompts: list[list[int]]) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
+    batch = [{"prompt_token_ids": prompt} for prompt in prompts[2:7]]
+    expected = [output.outputs[0].token_ids for output in llm.generate(batch, params, use_tqdm=False)]
+    for options in ({"block_size": 1, "kernels": "reference"}, {"block_size": 256}):
+        other = LLM(MODEL, **EXACT, **{"num_blocks": 1024, "max_model_len": 512, **options})
+        assert [output.outputs[0].token_ids for output in other.generate(batch, params, use_tqdm=False)] == expected
 
 
 def test_stop_strings_cut_the_text_and_end_the_sequence(llm: LLM) -> None:

@@ -83,7 +83,6 @@ class ChatCompletionRequest(ChatTemplateFields, SamplingFields):
     prompt_cache_key: str | None = None
 
     audio: Annotated[Any, no_op_only()] = None
-    best_of: Annotated[Any, no_op_only(1)] = None
     function_call: Annotated[Any, no_op_only("none", "auto")] = None
     functions: Annotated[Any, no_op_only([])] = None
     modalities: Annotated[Any, no_op_only(["text"])] = None

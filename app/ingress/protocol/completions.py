@@ -39,7 +39,6 @@ class CompletionRequest(SamplingFields):
     prompt: Annotated[Any, AfterValidator(_prompts)]
     echo: bool | None = None
     logprobs: int | None = None
-    best_of: int | None = None
 
     metadata: dict[str, str] | None = None
 
@@ -53,9 +52,5 @@ class CompletionRequest(SamplingFields):
 
     def check_supported(self) -> None:
         """RequestError for combinations that are not implemented."""
-        if self.best_of is not None and self.best_of != self.num_choices:
-            raise RequestError(
-                f"best_of={self.best_of} is not supported yet; only n={self.num_choices} itself is", param="best_of"
-            )
         if self.echo and self.logprobs is not None:
             raise RequestError("echo with logprobs is not supported yet", param="echo")

@@ -19,6 +19,12 @@ def _strings(value: Any) -> tuple[str, ...]:
     return tuple(items)
 
 
+def _early_stopping(value: Any) -> Any:
+    if not (value is None or isinstance(value, bool) or value == "never"):
+        raise invalid('must be true, false or "never"')
+    return value
+
+
 class StreamOptions(RequestModel):
     """`continuous_usage_stats` is vLLM's: usage so far in every chunk. Obfuscation pads chunks against onlookers."""
 
@@ -45,6 +51,10 @@ class SamplingFields(RequestModel):
     # Labels of the caller's own bookkeeping: they ask for no behaviour.
     user: str | None = None
 
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: Annotated[Any, AfterValidator(_early_stopping)] = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
@@ -82,8 +92,13 @@ class SamplingFields(RequestModel):
         """
         given = {
             "n": self.n,
+            "best_of": self.best_of,
+            "use_beam_search": self.use_beam_search,
+            "length_penalty": self.length_penalty,
+            "early_stopping": self.early_stopping,
             "max_tokens": max_tokens,
-            "temperature": self.temperature,
+            # A search draws nothing, so OpenAI's default of 1 would only be in its way.
+            "temperature": 0.0 if self.use_beam_search and self.temperature is None else self.temperature,
             "top_p": self.top_p,
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
@@ -102,7 +117,14 @@ class SamplingFields(RequestModel):
         }
         present: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         # SamplingParams defaults to vLLM's 16 tokens; here None means "as many as fit" and is resolved later.
-        return SamplingParams(**{"max_tokens": None, **present})
+        params = SamplingParams(**{"max_tokens": None, **present})
+        if self.stream and params.ranks_at_end:
+            raise RequestError(
+                "stream=true is not possible with use_beam_search or best_of above n: which sequences are returned "
+                "is known only when all have ended",
+                param="stream",
+            )
+        return params
 
     def _engine_seed(self) -> int | None:
         if self.seed is None:

@@ -75,6 +75,24 @@ async def test_a_seed_makes_the_answer_repeat(client: openai.AsyncOpenAI) -> Non
     assert first != other
 
 
+async def test_beam_search_and_best_of_return_ranked_choices(client: openai.AsyncOpenAI) -> None:
+    prompt = "The capital of France is"
+    beams = await client.completions.create(
+        model=MODEL, prompt=prompt, n=2, best_of=4, max_tokens=8, logprobs=0, extra_body={"use_beam_search": True}
+    )
+    greedy = await client.completions.create(model=MODEL, prompt=prompt, max_tokens=8, temperature=0, logprobs=0)
+    assert len({choice.text for choice in beams.choices}) == 2
+    assert "Paris" in beams.choices[0].text
+
+    def mean(completion: Any) -> float:
+        logprobs = completion.choices[0].logprobs.token_logprobs
+        return float(sum(logprobs) / len(logprobs))
+
+    assert mean(beams) >= mean(greedy) - 1e-6, "a search finds nothing less likely than greedy decoding"
+    samples = await client.completions.create(model=MODEL, prompt=prompt, n=1, best_of=4, max_tokens=6, seed=1)
+    assert len(samples.choices) == 1
+
+
 async def test_logprobs_in_both_styles_agree(client: openai.AsyncOpenAI) -> None:
     prompt = "The capital of France is"
     completion = await client.completions.create(model=MODEL, prompt=prompt, temperature=0, max_tokens=8, logprobs=3)
