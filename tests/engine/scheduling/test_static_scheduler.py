@@ -51,6 +51,34 @@ def test_a_batch_is_bounded_by_memory(reservation: str) -> None:
     assert device.largest_batch == {"paged": 6, "orca_max": 4}[reservation]
 
 
+def test_a_group_that_comes_back_from_the_host_is_not_overtaken_by_the_rest_of_its_batch() -> None:
+    """Once, a whole batch was admitted before any of it was scheduled, and took the blocks that it needed to go on."""
+    engine, _ = make_engine(
+        num_blocks=11,
+        max_num_batched_tokens=15,
+        max_num_seqs=4,
+        batching="static",
+        preemption="swap",
+        num_swap_blocks=4,
+    )
+    requests = [
+        (1, 4, 1, 1),
+        (0, 1, 1, 3),
+        (0, 1, 4, 1),
+        (0, 14, 4, 1),
+        (0, 11, 7, 2),
+        (1, 16, 6, 1),
+        (2, 9, 1, 1),
+        (0, 1, 1, 1),
+        (0, 5, 1, 1),
+    ]
+    for index, (seed, length, max_tokens, n) in enumerate(requests):
+        engine.add_request(make_request(str(index), [seed] * length, max_tokens=max_tokens, n=n))
+    order = list(run_to_end(engine))
+    assert engine.stats().num_swaps > 0, "the pool was meant to be too small"
+    assert order == sorted(order)
+
+
 class StaticMachine(SchedulerMachine):
     """The scheduler's state machine with static batching: the same promises, over paged memory with preemption."""
 
