@@ -129,9 +129,11 @@ class Scheduler:
         admissions = self._admissions(step)
         while step.budget > 0 and (group := next(admissions, None)) is not None:
             writes = self._plan(group, step.budget)
-            # What comes back from the host may need more to go on; if that is not there, it runs from the next step.
-            if self.kv_cache.num_blocks_to_append(writes) <= self.kv_cache.num_free_blocks:
-                self._schedule(step, group, writes)
+            if self.kv_cache.num_blocks_to_append(writes) > self.kv_cache.num_free_blocks:
+                # What has come back from the host needs more to go on; it runs from the next step, and nobody newer
+                # is admitted before it does.
+                return
+            self._schedule(step, group, writes)
 
     def _admissions(self, step: Step) -> Iterator[SequenceGroup]:
         """Admit the oldest waiting groups, each as it is asked for, while seats and blocks last."""
