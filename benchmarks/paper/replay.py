@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -122,8 +123,16 @@ class PromptMaker:
     def __init__(self, vocab_size: int, seed: int) -> None:
         self._rng = np.random.default_rng((seed, 3))
         self._vocab_size = vocab_size
-        self._shared = np.random.default_rng((seed, 4)).integers(0, vocab_size, 8192).tolist()
+        self._seed = seed
 
     def make(self, request: TraceRequest) -> list[int]:
-        own = self._rng.integers(0, self._vocab_size, request.num_prompt_tokens - request.num_shared).tolist()
-        return [*self._shared[: request.num_shared], *own]
+        num_own = request.num_prompt_tokens - request.num_shared
+        own: list[int] = self._rng.integers(0, self._vocab_size, num_own).tolist()
+        return [*shared_prefix(self._vocab_size, self._seed, request.num_shared), *own]
+
+
+@functools.lru_cache(maxsize=4)
+def shared_prefix(vocab_size: int, seed: int, length: int) -> tuple[int, ...]:
+    """The prefix of that length in all prompts of a replay with that seed."""
+    tokens: list[int] = np.random.default_rng((seed, 4)).integers(0, vocab_size, length).tolist()
+    return tuple(tokens)

@@ -59,6 +59,8 @@ def build_engine(setup: Setup, system: System, **options: Any) -> tuple[LLMEngin
             "block_size": block_size,
             "num_blocks": setup.num_slots // block_size,
             "max_model_len": 2048,
+            # Seats for all that the pool could hold: memory alone limits the batch, as in the paper.
+            "max_num_seqs": 1024,
             "max_num_batched_tokens": 2560,
             "enable_prefix_caching": False,
             **system.options,

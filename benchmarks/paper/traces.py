@@ -107,11 +107,11 @@ class RecordedLengths:
         return self.prompts[rows], self.outputs[rows]
 
 
-# The paper gives the means (§6.1). The spreads are this project's: ShareGPT's outputs spread by 1.0 in public traces;
-# the others are set so that the Orca baselines, whose batches depend on lengths and memory alone once they are
-# overloaded, batch about as many requests as in Fig. 13.
+# The paper gives the means (§6.1). The spreads are this project's: outputs by 1.0, as in public ShareGPT traces;
+# prompts so that the Orca baselines, whose batches depend on lengths and memory alone once they are overloaded, batch
+# about as many requests as in Fig. 13, and that Alpaca's samples share about as many blocks as in Fig. 15.
 SHAREGPT = DrawnLengths("ShareGPT", LogNormal(161.31, 1.3, 1024), LogNormal(337.99, 1.0, 1024))
-ALPACA = DrawnLengths("Alpaca", LogNormal(19.31, 0.6, 1024), LogNormal(58.45, 0.85, 1024))
+ALPACA = DrawnLengths("Alpaca", LogNormal(19.31, 0.5, 1024), LogNormal(58.45, 1.0, 1024))
 
 
 def poisson_trace(

@@ -30,7 +30,9 @@ class SimulatedLanguage:
 
     Equal sequences continue equally, whatever their batch, replica or preemptions; samples of a group differ, since
     draws use the engine's own generator keyed by (seed, sample index, position). How peaked a distribution is differs
-    from token to token, as in text: `ratio` is a uniform number to the power `peakedness`.
+    from token to token, as in text: `ratio` is a uniform number to the power `peakedness`. At 3 the beams of a search
+    share about as many blocks as with a real model: 35 and 50 % for 2 and 6 beams of 60 tokens, 45 and 73 % of 300
+    tokens, where SmolLM2-135M's share 34, 53, 45 and 68 %.
 
     Temperature, top-k, top-p, min-p, min_tokens, logprobs and beam search act as on a model's logits. Penalties and
     biases do not: they steer what a text says, and these tokens say nothing.
@@ -39,7 +41,7 @@ class SimulatedLanguage:
         banned_early: ids that are not drawn before `min_tokens`: the model's end-of-sequence ids.
     """
 
-    def __init__(self, vocab_size: int, banned_early: Collection[int] = (), peakedness: float = 2.0) -> None:
+    def __init__(self, vocab_size: int, banned_early: Collection[int] = (), peakedness: float = 3.0) -> None:
         self._vocab_size = vocab_size
         self._banned_early = frozenset(banned_early)
         self._peakedness = peakedness

@@ -1,8 +1,33 @@
 """The paper's figures, one a file, in the paper's order."""
 
 from benchmarks.paper.figure import Figure
-from benchmarks.paper.figures import fig02_memory, fig12_latency, fig13_batched
+from benchmarks.paper.figures import (
+    check_cpu,
+    fig02_memory,
+    fig12_latency,
+    fig13_batched,
+    fig14_sharing,
+    fig15_savings,
+    fig16_prefix,
+    fig17_chatbot,
+    fig18_blocks,
+    fig19_preemption,
+)
 
-FIGURES: tuple[Figure, ...] = (fig02_memory.FIGURE, fig12_latency.FIGURE, fig13_batched.FIGURE)
+FIGURES: tuple[Figure, ...] = tuple(
+    module.FIGURE
+    for module in (
+        fig02_memory,
+        fig12_latency,
+        fig13_batched,
+        fig14_sharing,
+        fig15_savings,
+        fig16_prefix,
+        fig17_chatbot,
+        fig18_blocks,
+        fig19_preemption,
+        check_cpu,
+    )
+)
 
 __all__ = ["FIGURES"]
