@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable
-from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING
 
 from engine.config import CacheConfig, EngineConfig, ModelConfig
@@ -20,7 +19,7 @@ from engine.ranking import StopRules, advance_beams, ranked_outputs
 from engine.request import EngineRequest, ResumedSequence
 from engine.scheduling import SCHEDULERS, BeamCandidates, SampledToken, SamplerOutput, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup
-from engine.shared_prefix import pin_prefix
+from engine.shared_prefix import pin_prefix, prefix_tokens
 from engine.validation import RequestValidator, resolve_max_model_len
 
 if TYPE_CHECKING:
@@ -102,7 +101,9 @@ class LLMEngine:
                 `max_model_len`.
         """
         for name, prefix in self.config.shared_prefixes.items():
-            token_ids = self._prefix_tokens(name, prefix)
+            token_ids = prefix_tokens(
+                name, prefix, self.tokenizer, self.model_config.vocab_size, self.config.block_size, self.max_model_len
+            )
             left = self._kv_cache.num_free_blocks - len(token_ids) // self.config.block_size
             if left < self.cache_config.blocks_for(self.max_model_len):
                 raise ConfigError(
@@ -117,22 +118,6 @@ class LLMEngine:
                 self.config.block_size,
                 self.config.max_num_batched_tokens,
             )
-
-    def _prefix_tokens(self, name: str, prefix: str | SequenceOf[int]) -> list[int]:
-        if isinstance(prefix, str):
-            if self.tokenizer is None:
-                raise ConfigError(f"shared_prefixes.{name}: this model has no tokenizer; give token ids")
-            token_ids = self.tokenizer.encode(prefix)
-        else:
-            token_ids = list(prefix)
-        if not all(isinstance(token, int) and 0 <= token < self.model_config.vocab_size for token in token_ids):
-            raise ConfigError(f"shared_prefixes.{name}: a token id is outside the vocabulary")
-        if not self.config.block_size <= len(token_ids) < self.max_model_len:
-            raise ConfigError(
-                f"shared_prefixes.{name}: {len(token_ids)} tokens; it must have from {self.config.block_size}, one "
-                f"block, to below max_model_len={self.max_model_len}"
-            )
-        return token_ids
 
     @property
     def has_unfinished_requests(self) -> bool:

@@ -2,10 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as SequenceOf
+from typing import TYPE_CHECKING
+
+from engine.errors import ConfigError
 from engine.execution.executor import Executor
 from engine.memory import KVCache
 from engine.scheduling import ScheduledSequence, SchedulerOutput
 from engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from engine.tokenization import Tokenizer
+
+
+def prefix_tokens(
+    name: str,
+    prefix: str | SequenceOf[int],
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
+    block_size: int,
+    max_model_len: int,
+) -> list[int]:
+    """A configured prefix's token ids.
+
+    Raises:
+        ConfigError: it is no text or tokens of this model, shorter than a block, or as long as `max_model_len`.
+    """
+    if isinstance(prefix, str):
+        if tokenizer is None:
+            raise ConfigError(f"shared_prefixes.{name}: this model has no tokenizer; give token ids")
+        token_ids = tokenizer.encode(prefix)
+    else:
+        token_ids = list(prefix)
+    if not all(isinstance(token, int) and 0 <= token < vocab_size for token in token_ids):
+        raise ConfigError(f"shared_prefixes.{name}: a token id is outside the vocabulary")
+    if not block_size <= len(token_ids) < max_model_len:
+        raise ConfigError(
+            f"shared_prefixes.{name}: {len(token_ids)} tokens; it must have from {block_size}, one block, to below "
+            f"max_model_len={max_model_len}"
+        )
+    return token_ids
 
 
 def pin_prefix(
