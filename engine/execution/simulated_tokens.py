@@ -57,13 +57,16 @@ class SimulatedLanguage:
 
     def logprob(self, after: NextToken, rank: int) -> float:
         """log(ratio ** rank / sum of the ratios' powers over the vocabulary)."""
-        total = math.log1p(-(after.ratio**self._vocab_size)) - math.log1p(-after.ratio)
-        return rank * math.log(after.ratio) - total
+        return rank * math.log(after.ratio) - self._log_total(after)
 
     def top(self, after: NextToken, count: int) -> tuple[tuple[int, float], ...]:
         """The `count` most likely tokens with their log-probabilities, most likely first."""
+        log_ratio, log_total = math.log(after.ratio), self._log_total(after)
         ranks = range(min(count, self._vocab_size))
-        return tuple((self.token_id(after, rank), self.logprob(after, rank)) for rank in ranks)
+        return tuple([((after.first + rank) % self._vocab_size, rank * log_ratio - log_total) for rank in ranks])
+
+    def _log_total(self, after: NextToken) -> float:
+        return math.log1p(-(after.ratio**self._vocab_size)) - math.log1p(-after.ratio)
 
     def sample(self, requests: Sequence[SampleRequest]) -> SamplerOutput:
         """A token for each request that samples, continuations for each search, whose beams are all there."""
