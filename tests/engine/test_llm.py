@@ -90,8 +90,8 @@ def generate(options: dict[str, Any], prompts: list[list[int]]) -> tuple[list[li
         pytest.param({"max_num_batched_tokens": 16}, id="chunks-of-16"),
         pytest.param({"max_num_batched_tokens": 512}, id="chunks-of-512"),
         pytest.param({"enable_prefix_caching": False}, id="no-prefix-caching"),
-        pytest.param({"num_blocks": 48, "max_model_len": 640, "preemption": "recompute"}, id="recompute"),
-        pytest.param({"num_blocks": 48, "max_model_len": 640, "preemption": "swap", "num_swap_blocks": 96}, id="swap"),
+        pytest.param({"num_blocks": 36, "max_model_len": 560, "preemption": "recompute"}, id="recompute"),
+        pytest.param({"num_blocks": 36, "max_model_len": 560, "preemption": "swap", "num_swap_blocks": 96}, id="swap"),
     ],
 )
 def test_greedy_tokens_equal_transformers(
@@ -100,7 +100,7 @@ def test_greedy_tokens_equal_transformers(
     tokens, llm = generate(options, prompts)
     assert tokens == reference
     if "max_model_len" in options:
-        assert llm.stats().num_preemptions >= 10, "the pool was meant to be too small"
+        assert llm.stats().num_preemptions >= 8, "the pool was meant to be too small"
 
 
 @pytest.mark.slow
