@@ -1,6 +1,6 @@
 """Redraws the figures of the PagedAttention paper (arXiv 2309.06180) with Quire's engine.
 
-    python -m benchmarks.paper [figure ...] --out DIR [--trace FILE] [--quick]
+    python -m benchmarks.paper [figure ...] --out DIR [--trace FILE] [--quick] [--duration SECONDS]
 
 Without figures, all of them. Each becomes DIR/NAME.png; DIR/results.json has the data, DIR/results.md a table with the
 paper's values beside ours. What ran on a simulated device says so. The last line is one JSON object.
@@ -9,6 +9,7 @@ paper's values beside ours. What ran on a simulated device says so. The last lin
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -30,7 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_folder(options.out)
         # Spawned, not forked: torch and its threads may be loaded already.
         with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            context = make_context(QUICK if options.quick else FULL, pool, options.trace)
+            scale = QUICK if options.quick else FULL
+            if options.duration is not None:
+                scale = dataclasses.replace(scale, duration_s=options.duration)
+            context = make_context(scale, pool, options.trace)
             summary = _run(figures, context, options.out)
     except QuireError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -48,6 +52,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results; made if missing")
     parser.add_argument("--trace", type=Path, help="a trace whose lengths take the place of the ShareGPT-shaped ones")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, and rougher")
+    parser.add_argument(
+        "--duration", type=float, help=f"simulated seconds of arrivals for each point, {FULL.duration_s:g} unless quick"
+    )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes that simulate")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.figures) - set(names))
@@ -55,6 +62,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"unknown figure {', '.join(unknown)}; known: {', '.join(names)}")
     if options.jobs < 1:
         parser.error(f"--jobs {options.jobs} must be at least 1")
+    if options.duration is not None and not 1.0 <= options.duration <= 86400.0:
+        parser.error(f"--duration {options.duration} must be from 1 to 86400 seconds")
     return options
 
 

@@ -76,7 +76,7 @@ class Scale:
     real_s: float
 
 
-FULL = Scale(quick=False, duration_s=900.0, num_bisections=4, real_s=0.5)
+FULL = Scale(quick=False, duration_s=300.0, num_bisections=4, real_s=0.5)
 QUICK = Scale(quick=True, duration_s=60.0, num_bisections=1, real_s=0.05)
 
 

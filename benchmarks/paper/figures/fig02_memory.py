@@ -61,7 +61,7 @@ def _draw(drawing: Drawing, results: dict[str, RunResult]) -> None:
         axes.plot(position, _PAPER[system.name], "k_", markersize=28)
     axes.set_xticks(range(len(_SYSTEMS)), [system.title for system in _SYSTEMS])
     axes.set(ylabel="KV cache memory (%)", title="Black: token states in the paper")
-    axes.legend(fontsize="small")
+    drawing.legend(loc="outside lower center", ncols=len(KINDS), fontsize="small")
 
 
 FIGURE = Figure("fig02", "KV cache memory by kind", run, simulated="an A100-40GB")

@@ -85,6 +85,6 @@ def test_bad_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "cannot be written" in capsys.readouterr().err
     assert command.main(["fig02", "--out", str(tmp_path), "--trace", str(tmp_path / "none.csv")]) == 2
     assert "none.csv" in capsys.readouterr().err
-    for arguments in (["fig99"], ["--jobs", "0"]):
+    for arguments in (["fig99"], ["--jobs", "0"], ["--duration", "0"], ["--duration", "nan"]):
         with pytest.raises(SystemExit):
             command.main([*arguments, "--out", str(tmp_path)])
