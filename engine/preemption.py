@@ -74,23 +74,41 @@ class PreemptionPolicy:
         self._block_size = cache_config.block_size
         self._has_swap_pool = cache_config.num_swap_blocks > 0
         self._swap_cost = swap_cost
-        # Of tokens dropped for recomputation: how many came back, and how many of them were still cached then. Starts
-        # as if a little had been seen to come back half cached.
+        # Of trunk tokens dropped for recomputation: how many there were, and how many of them other groups held then.
+        self._num_dropped_tokens = 0.0
+        self._num_dropped_held_tokens = 0.0
+        # Of those that nobody else held: how many came back, and how many of them were still cached then. Starts as if
+        # a little had been seen to come back half cached.
         self.num_returned_tokens = 2.0 * cache_config.block_size if cache_config.enable_prefix_caching else 1.0
         self.num_returned_cached_tokens = 1.0 * cache_config.block_size if cache_config.enable_prefix_caching else 0.0
 
     def observe_return(self, num_tokens: int, num_cached: int) -> None:
-        """A recomputed group came back; `num_cached` of its trunk's `num_tokens` were still cached."""
-        self.num_returned_tokens = _DECAY * self.num_returned_tokens + num_tokens
-        self.num_returned_cached_tokens = _DECAY * self.num_returned_cached_tokens + num_cached
+        """A recomputed group came back; `num_cached` of its trunk's `num_tokens` were still cached.
+
+        What others held is found again because they hold it. It is left out, as `recompute_seconds` counts it apart:
+        it says nothing of what becomes of blocks that nobody holds. Groups come back after others were
+        dropped, so the share that was held is a mean over recent drops.
+        """
+        num_held = num_tokens * self._num_dropped_held_tokens / max(1.0, self._num_dropped_tokens)
+        self.num_returned_tokens = _DECAY * self.num_returned_tokens + num_tokens - num_held
+        self.num_returned_cached_tokens = _DECAY * self.num_returned_cached_tokens + num_cached - num_held
 
     def prefers_swap(self, group: SequenceGroup) -> bool:
-        """Whether swapping this group out and in takes less time than computing its tokens again."""
+        """Whether swapping this group out and in takes less time than computing its tokens again.
+
+        Asked once for each preemption, right before it: what is dropped then is remembered.
+        """
         if not self._has_swap_pool or self._mode == "recompute":
             return False
         if self._mode == "swap":
             return True
-        return self.swap_seconds(group) < self.recompute_seconds(group)
+        if self.swap_seconds(group) < self.recompute_seconds(group):
+            return True
+        trunk = self._computed_trunk(group)
+        num_held = self._kv_cache.num_blocks_held_by_others(group.live_seqs, trunk // self._block_size)
+        self._num_dropped_tokens = _DECAY * self._num_dropped_tokens + trunk
+        self._num_dropped_held_tokens = _DECAY * self._num_dropped_held_tokens + num_held * self._block_size
+        return False
 
     def swap_seconds(self, group: SequenceGroup) -> float:
         """Each block goes out once; those that others hold, or that stay cached, need not come in."""
@@ -104,13 +122,19 @@ class PreemptionPolicy:
     def recompute_seconds(self, group: SequenceGroup) -> float:
         """The trunk once, less what the prefix cache gives back, and each sequence's tail."""
         live = group.live_seqs
-        trunk = min(group.common_prefix_length(), max(seq.num_computed_tokens for seq in live))
+        trunk = self._computed_trunk(group)
         tails = sum(max(0, seq.num_computed_tokens - trunk) for seq in live)
         num_blocks = trunk // self._block_size
         num_held = self._kv_cache.num_blocks_held_by_others(live, num_blocks)
         num_cached = num_held + (num_blocks - num_held) * self._returned_share
         return (trunk - num_cached * self._block_size + tails) * self.compute_rate.seconds_per_token
 
+    @staticmethod
+    def _computed_trunk(group: SequenceGroup) -> int:
+        """Computed tokens that all live sequences have in common."""
+        return min(group.common_prefix_length(), max(seq.num_computed_tokens for seq in group.live_seqs))
+
     @property
     def _returned_share(self) -> float:
-        return self.num_returned_cached_tokens / self.num_returned_tokens
+        """Of what is dropped and held by nobody else, the share expected to be found again."""
+        return min(1.0, max(0.0, self.num_returned_cached_tokens / self.num_returned_tokens))

@@ -1,0 +1,213 @@
+"""Swap or recompute: what a token's computation costs, what a swap costs, and which is cheaper for a group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from engine.config import CacheConfig, Preemption
+from engine.execution.cache_engine import CacheEngine
+from engine.kernels.reference import ReferenceBackend
+from engine.memory import BlockCopy, KVCacheManager, root_hash
+from engine.preemption import ComputeRate, PreemptionPolicy, SwapCost
+from engine.sampling_params import SamplingParams
+from engine.sequence import Sequence, SequenceGroup
+from tests.engine.doubles import MODEL
+
+ROOT = root_hash("test")
+BLOCK_SIZE = 4
+COST = SwapCost(block_bytes=1000, out_bytes_per_s=1e4, in_bytes_per_s=2e4)  # 0.1 s a block out, 0.05 s in
+
+
+# ComputeRate
+
+
+def observed(steps: list[tuple[int, float]]) -> ComputeRate:
+    rate = ComputeRate()
+    for num_tokens, seconds in steps:
+        rate.observe(num_tokens, seconds)
+    return rate
+
+
+def test_nothing_observed_costs_nothing() -> None:
+    assert ComputeRate().seconds_per_token == 0.0
+
+
+def test_the_slope_leaves_out_what_a_step_costs_anyway() -> None:
+    rng = np.random.default_rng(1)
+    sizes = rng.integers(1, 512, 400).tolist()
+    rate = observed([(size, 0.02 + 3e-4 * size + rng.normal(0.0, 0.004)) for size in sizes])
+    assert rate.seconds_per_token == pytest.approx(3e-4, rel=0.1)
+    assert np.mean([(0.02 + 3e-4 * size) / size for size in sizes]) > 3.3e-4  # so the mean would have been wrong
+
+
+def test_steps_of_one_size_give_their_mean() -> None:
+    assert observed([(50, 0.1)] * 20).seconds_per_token == pytest.approx(0.1 / 50)
+    assert observed([(50, 0.1)]).seconds_per_token == pytest.approx(0.1 / 50)
+
+
+def test_larger_steps_that_happen_to_be_faster_do_not_give_a_negative_price() -> None:
+    assert observed([(10, 0.2), (100, 0.1)] * 20).seconds_per_token == 0.0
+
+
+def test_a_device_that_became_slower_is_followed() -> None:
+    def steps(seconds_per_token: float, count: int) -> list[tuple[int, float]]:
+        return [(size, 0.01 + seconds_per_token * size) for size in (10, 200) * (count // 2)]
+
+    assert observed(steps(1e-4, 300) + steps(1e-3, 300)).seconds_per_token == pytest.approx(1e-3, rel=0.02)
+    assert observed(steps(1e-4, 300) + steps(1e-3, 10)).seconds_per_token < 5e-4  # a few steps do not decide
+
+
+# PreemptionPolicy
+
+
+def make_cache(*, num_swap_blocks: int = 64, prefix_caching: bool = True) -> KVCacheManager:
+    return KVCacheManager(CacheConfig(BLOCK_SIZE, 64, prefix_caching, num_swap_blocks))
+
+
+def make_policy(cache: KVCacheManager, mode: Preemption = "auto", cost: SwapCost | None = COST) -> PreemptionPolicy:
+    """A policy that has learnt that nothing dropped is found again, and that a token takes 10 ms."""
+    policy = PreemptionPolicy(mode, cache, cache.config, lambda: cost)
+    policy.observe_return(1_000_000, 0)
+    for num_tokens in (10, 100) * 20:
+        policy.compute_rate.observe(num_tokens, 0.01 * num_tokens)
+    return policy
+
+
+def computed_group(cache: KVCacheManager, request_id: str, prompts: list[list[int]]) -> SequenceGroup:
+    """A group all of whose tokens are computed; its sequences share the blocks that they have in common."""
+    seqs = [Sequence(prompt, index) for index, prompt in enumerate(prompts)]
+    group = SequenceGroup(request_id, seqs, SamplingParams(n=len(seqs)), 0, ROOT, 0.0)
+    trunk = seqs[0]
+    cache.allocate(trunk, ROOT, group.fork_point)
+    trunk.num_computed_tokens = group.fork_point
+    cache.cache_full_blocks(trunk, ROOT)
+    for child in seqs[1:]:
+        cache.fork(trunk, child)
+    group.is_forked = True
+    for seq in seqs:
+        if (num_new := seq.num_tokens - group.fork_point) > 0:
+            cache.append(seq, num_new)
+            seq.num_computed_tokens = seq.num_tokens
+    return group
+
+
+def test_a_group_alone_is_computed_and_moved_whole() -> None:
+    cache = make_cache()
+    group = computed_group(cache, "a", [list(range(40))])
+    policy = make_policy(cache)
+    assert policy.recompute_seconds(group) == pytest.approx(40 * 0.01, rel=0.01)
+    assert policy.swap_seconds(group) == pytest.approx(10 * (0.1 + 0.05), rel=0.01)
+
+
+def test_blocks_that_other_groups_hold_are_neither_computed_nor_brought_in() -> None:
+    cache = make_cache()
+    computed_group(cache, "other", [list(range(24))])
+    group = computed_group(cache, "a", [list(range(40))])  # 6 of its 10 blocks are the other's
+    policy = make_policy(cache)
+    assert policy.recompute_seconds(group) == pytest.approx((40 - 24) * 0.01, rel=0.01)
+    assert policy.swap_seconds(group) == pytest.approx(10 * 0.1 + 4 * 0.05, rel=0.01)
+
+
+def test_a_forked_group_counts_its_trunk_once() -> None:
+    cache = make_cache()
+    trunk = list(range(16))
+    group = computed_group(cache, "a", [[*trunk, 100 + i, 1, 2, 3, 4, 5, 6, 7] for i in range(3)])
+    policy = make_policy(cache)
+    assert policy.recompute_seconds(group) == pytest.approx((16 + 3 * 8) * 0.01, rel=0.01)
+    assert policy.swap_seconds(group) == pytest.approx((4 + 3 * 2) * (0.1 + 0.05), rel=0.01)
+
+
+def test_the_share_that_came_back_cached_makes_both_ways_cheaper() -> None:
+    cache = make_cache()
+    group = computed_group(cache, "a", [list(range(40))])
+    policy = PreemptionPolicy("auto", cache, cache.config, lambda: COST)
+    for num_tokens in (10, 100) * 20:
+        policy.compute_rate.observe(num_tokens, 0.01 * num_tokens)
+    for _ in range(500):
+        policy.observe_return(100, 75)
+    assert policy.recompute_seconds(group) == pytest.approx(0.25 * 40 * 0.01, rel=0.02)
+    assert policy.swap_seconds(group) == pytest.approx(10 * 0.1 + 0.25 * 10 * 0.05, rel=0.02)
+
+
+def test_what_others_hold_does_not_count_as_having_come_back() -> None:
+    cache = make_cache()
+    computed_group(cache, "other", [list(range(24))])
+    group = computed_group(cache, "a", [list(range(40))])
+    policy = make_policy(cache)
+    for _ in range(500):
+        assert not policy.prefers_swap(group)
+        policy.observe_return(40, 24)  # only the other group's 6 blocks were found again
+    assert policy.recompute_seconds(group) == pytest.approx((40 - 24) * 0.01, rel=0.02)
+    for _ in range(500):
+        assert not policy.prefers_swap(group)
+        policy.observe_return(40, 32)  # and now half of the rest
+    assert policy.recompute_seconds(group) == pytest.approx((40 - 32) * 0.01, rel=0.02)
+
+
+def test_without_a_prefix_cache_nothing_comes_back() -> None:
+    cache = make_cache(prefix_caching=False)
+    group = computed_group(cache, "a", [list(range(40))])
+    policy = PreemptionPolicy("auto", cache, cache.config, lambda: COST)
+    policy.compute_rate.observe(100, 1.0)
+    assert policy.recompute_seconds(group) == pytest.approx(0.4)
+    assert policy.swap_seconds(group) == pytest.approx(10 * (0.1 + 0.05))
+
+
+def test_auto_takes_the_cheaper_way() -> None:
+    cache = make_cache()
+    group = computed_group(cache, "a", [list(range(40))])
+    assert not make_policy(cache).prefers_swap(group)  # 1.5 s against 0.4 s
+    assert make_policy(cache, cost=SwapCost(1000, 1e5, 1e5)).prefers_swap(group)  # 0.2 s
+
+
+def test_a_named_way_is_taken_whatever_it_costs() -> None:
+    cache = make_cache()
+    group = computed_group(cache, "a", [list(range(40))])
+    assert make_policy(cache, "swap", SwapCost(1000, 1.0, 1.0)).prefers_swap(group)
+    assert not make_policy(cache, "recompute", SwapCost(1000, 1e12, 1e12)).prefers_swap(group)
+
+
+@pytest.mark.parametrize("mode", ["swap", "auto"])
+def test_without_a_swap_pool_all_is_recomputed(mode: Preemption) -> None:
+    cache = make_cache(num_swap_blocks=0)
+    group = computed_group(cache, "a", [list(range(40))])
+    assert not make_policy(cache, mode, cost=None).prefers_swap(group)
+
+
+# CacheEngine: the copies themselves
+
+
+def make_cache_engine(device: str, num_blocks: int = 12, num_swap_blocks: int = 9) -> CacheEngine:
+    config = CacheConfig(BLOCK_SIZE, num_blocks, False, num_swap_blocks)
+    return CacheEngine(MODEL, config, torch.float32, torch.device(device), ReferenceBackend())
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_swapped_blocks_come_back_byte_for_byte_wherever_they_go(device: str) -> None:
+    engine = make_cache_engine(device)
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, engine.kv_pool.shape, generator=generator).to(torch.int32)
+    engine.kv_pool.copy_(bits.view(torch.float32))  # any bits, NaN among them
+    taken, hosts, back = [3, 0, 11, 7, 5], [8, 2, 0, 6, 3], [7, 3, 5, 0, 11]
+    engine.swap_out([BlockCopy(*pair) for pair in zip(taken, hosts, strict=True)])
+    assert torch.equal(engine.swap_pool[hosts].view(torch.int32), bits[taken])
+    engine.kv_pool[taken] = float("nan")
+    engine.swap_in([BlockCopy(*pair) for pair in zip(hosts, back, strict=True)])
+    result = engine.kv_pool.cpu().view(torch.int32)
+    assert torch.equal(result[back], bits[taken])
+    others = [block for block in range(12) if block not in taken]
+    assert torch.equal(result[others], bits[others])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_swap_cost_is_measured(device: str) -> None:
+    engine = make_cache_engine(device)
+    cost = engine.measure_swap_cost()
+    assert cost.block_bytes == CacheEngine.block_bytes(MODEL, BLOCK_SIZE, torch.float32) == 2 * 4 * 8 * 4
+    assert 0.0 < cost.out_bytes_per_s < 1e13
+    assert 0.0 < cost.in_bytes_per_s < 1e13
