@@ -11,10 +11,11 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.config import CacheConfig, EngineConfig
 from engine.decoding.output_builder import RequestOutputBuilder
 from engine.engine import LLMEngine
 from engine.errors import ConfigError, EngineDeadError, RequestError
+from engine.model_config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, RequestOutput, SequenceOutput
 from engine.progress import Progress
 from engine.request import EngineRequest

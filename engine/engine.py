@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
 from engine.memory import MemoryUsage, make_kv_cache, measure_memory, root_hash
+from engine.model_config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
 from engine.preemption import PreemptionPolicy
 from engine.progress import Progress

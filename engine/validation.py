@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError, PromptTooLongError, RequestError
 from engine.memory import BuddyAllocator, ReservationPolicy, run_size
+from engine.model_config import ModelConfig
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
 

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 
-from engine.config import CacheConfig, ModelConfig
+from engine.config import CacheConfig
 from engine.execution.cache_engine import CacheEngine
 from engine.kernels.backend import AttentionMetadata, KernelBackend
 from engine.memory import BlockCopy
+from engine.model_config import ModelConfig
 
 # Rotated through, so that every call finds its keys and values in memory and not in the last-level cache.
 _POOL_BYTES = 160 << 20

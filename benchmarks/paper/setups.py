@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig
 from engine.engine import LLMEngine
 from engine.execution.hardware import find_hardware
 from engine.execution.simulated import SimulatedExecutor, VirtualClock, build_simulated_engine
 from engine.loading import open_checkpoint
+from engine.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

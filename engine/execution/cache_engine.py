@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from engine.config import CacheConfig, ModelConfig
+from engine.config import CacheConfig
 from engine.kernels.backend import KernelBackend
 from engine.memory import BlockCopy
+from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 
 

@@ -6,10 +6,11 @@ from typing import Protocol
 
 import torch
 
-from engine.config import EngineConfig, ModelConfig
+from engine.config import EngineConfig
 from engine.decoding.sampler import Sampler
 from engine.execution.cache_engine import CacheEngine
 from engine.execution.input_batch import InputBatch, sample_rows
+from engine.model_config import ModelConfig
 from engine.models import CausalLM
 from engine.scheduling import SamplerOutput, SchedulerOutput
 

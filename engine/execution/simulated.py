@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
 from engine.errors import ConfigError
 from engine.execution.hardware import Hardware
 from engine.execution.simulated_step_time import StepTimeModel, StepWork
 from engine.execution.simulated_tokens import SimulatedLanguage
+from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.scheduling import SampleRequest, SamplerOutput, SchedulerOutput
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from engine.config import ModelConfig
 from engine.execution.hardware import Hardware
+from engine.model_config import ModelConfig
 from engine.scheduling import SchedulerOutput
 
 

@@ -6,13 +6,14 @@ import logging
 
 import torch
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError
 from engine.execution import platform
 from engine.execution.cache_engine import CacheEngine
 from engine.execution.model_runner import ModelRunner, TorchModelRunner
 from engine.kernels import select_backend
 from engine.loading import Checkpoint, load_model
+from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.progress import Progress
 from engine.scheduling import SamplerOutput, SchedulerOutput

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch.nn import functional
 
-from engine.config import ModelConfig
 from engine.kernels.backend import KernelBackend
+from engine.model_config import ModelConfig
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 

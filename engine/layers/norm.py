@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-from engine.config import ModelConfig
 from engine.kernels.backend import KernelBackend
 from engine.layers.weight import WeightTarget
+from engine.model_config import ModelConfig
 
 
 class Norm(Protocol):

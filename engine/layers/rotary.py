@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from engine.config import ModelConfig, RopeScaling
+from engine.model_config import ModelConfig, RopeScaling
 
 
 def build_cos_sin(config: ModelConfig, device: torch.device) -> torch.Tensor:

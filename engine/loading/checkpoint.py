@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from engine.config import ModelConfig
+from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch

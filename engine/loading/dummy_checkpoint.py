@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import ModelConfig
 from engine.errors import ModelLoadError
 from engine.loading.checkpoint import Checkpoint
 from engine.loading.dummy_shapes import SHAPES
 from engine.loading.hf_config import read_hf_config
+from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch

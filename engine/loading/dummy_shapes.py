@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from engine.config import ModelConfig, RopeScaling
+from engine.model_config import ModelConfig, RopeScaling
 
 _LLAMA_3_1 = RopeScaling("llama3", 8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 

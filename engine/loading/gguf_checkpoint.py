@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.config import ModelConfig
 from engine.errors import ModelLoadError
 from engine.loading.checkpoint import Checkpoint
 from engine.loading.fingerprint import content_fingerprint
 from engine.loading.gguf_config import ROPE_FACTORS, hf_weight_name, read_gguf_config
 from engine.loading.gguf_reader import GGUFFile
+from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from engine.config import ModelConfig, RopeScaling
 from engine.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from engine.loading.gguf_reader import GGUFFile
+from engine.model_config import ModelConfig, RopeScaling
 
 # Mistral models are written as "llama".
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}

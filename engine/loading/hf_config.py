@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config import ModelConfig
 from engine.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from engine.loading.config_reader import CommonFields, ConfigReader, read_json
 from engine.loading.hf_config_gpt import gpt2_config, opt_config
 from engine.loading.hf_config_llama import llama_config
+from engine.model_config import ModelConfig
 
 _READERS: dict[str, Callable[[ConfigReader, CommonFields], ModelConfig]] = {
     "LlamaForCausalLM": llama_config,

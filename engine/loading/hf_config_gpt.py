@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.config import ModelConfig
 from engine.errors import UnsupportedModelError
 from engine.loading.config_reader import CommonFields, ConfigReader
+from engine.model_config import ModelConfig
 
 _OPT_POSITION_OFFSET = 2  # its table keeps rows for padding, as fairseq's did
 

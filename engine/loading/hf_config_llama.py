@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.config import ModelConfig, RopeScaling
 from engine.errors import ModelLoadError, UnsupportedModelError
 from engine.loading.config_reader import CommonFields, ConfigReader
+from engine.model_config import ModelConfig, RopeScaling
 
 
 def llama_config(reader: ConfigReader, common: CommonFields) -> ModelConfig:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.config import ModelConfig
 from engine.errors import ModelLoadError
 from engine.loading.checkpoint import Checkpoint
+from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch

@@ -9,12 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.config import ModelConfig
 from engine.errors import ModelLoadError, UnsupportedModelError
 from engine.loading.checkpoint import Checkpoint
 from engine.loading.config_reader import read_json
 from engine.loading.fingerprint import Span, content_fingerprint
 from engine.loading.hf_config import read_hf_config
+from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch

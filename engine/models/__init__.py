@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from engine.config import ModelConfig
 from engine.errors import UnsupportedModelError
 from engine.kernels.backend import KernelBackend
+from engine.model_config import ModelConfig
 from engine.models.causal_lm import CausalLM
 from engine.models.decoder import Decoder
 from engine.models.weight_names import WEIGHT_NAMES

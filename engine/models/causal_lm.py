@@ -6,9 +6,9 @@ from typing import Protocol
 
 import torch
 
-from engine.config import ModelConfig
 from engine.kernels.backend import AttentionMetadata
 from engine.layers import WeightTarget
+from engine.model_config import ModelConfig
 
 
 class CausalLM(Protocol):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 
-from engine.config import ModelConfig
 from engine.kernels.backend import AttentionMetadata, KernelBackend
 from engine.layers import (
     Embedding,
@@ -25,6 +24,7 @@ from engine.layers import (
     build_cos_sin,
     build_norm,
 )
+from engine.model_config import ModelConfig
 from engine.models.weight_names import WeightNames
 
 

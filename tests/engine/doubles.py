@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 
-from engine.config import CacheConfig, EngineConfig, ModelConfig
+from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
+from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams

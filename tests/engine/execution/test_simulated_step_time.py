@@ -7,11 +7,11 @@ import math
 
 import pytest
 
-from engine.config import ModelConfig
 from engine.errors import ConfigError
 from engine.execution.hardware import HARDWARE, Hardware, find_hardware
 from engine.execution.simulated_step_time import StepTimeModel, StepWork
 from engine.loading import open_checkpoint
+from engine.model_config import ModelConfig
 
 MODEL = ModelConfig(
     architecture="LlamaForCausalLM",

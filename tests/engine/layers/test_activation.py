@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers.activations import ACT2FN
 
-from engine.config import PLAIN_ACTIVATIONS
 from engine.kernels.reference import ReferenceBackend
 from engine.layers import build_activation
 from engine.loading.dummy_shapes import SHAPES
+from engine.model_config import PLAIN_ACTIVATIONS
 
 
 @pytest.mark.parametrize("name", PLAIN_ACTIVATIONS)

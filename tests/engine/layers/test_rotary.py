@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from engine.config import ModelConfig, RopeScaling
 from engine.layers import build_cos_sin
+from engine.model_config import ModelConfig, RopeScaling
 
 MAX_POSITIONS = 20000
 

@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from engine.config import ModelConfig
+from engine.model_config import ModelConfig
 
 FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., PreTrainedModel]]] = {
     "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.config import ModelConfig, RopeScaling
 from engine.errors import ModelLoadError, UnsupportedModelError
 from engine.kernels.reference import ReferenceBackend
 from engine.loading import load_model, open_checkpoint
+from engine.model_config import ModelConfig, RopeScaling
 from tests.engine.loading.checkpoints import gguf_names, hf_model, save_hf, write_gguf
 from tests.engine.models.paged import PagedRunner, prompt_logits
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine.config import ModelConfig, RopeScaling
 from engine.errors import ModelLoadError, UnsupportedModelError
 from engine.loading.dummy_shapes import SHAPES
 from engine.loading.hf_config import read_hf_config
+from engine.model_config import ModelConfig, RopeScaling
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

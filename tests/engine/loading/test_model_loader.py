@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine.config import ModelConfig
 from engine.errors import ModelLoadError, UnsupportedModelError
 from engine.kernels.reference import ReferenceBackend
 from engine.loading import Checkpoint, load_model, open_checkpoint
+from engine.model_config import ModelConfig
 from engine.tokenization import Tokenizer
 
 UP = "model.layers.1.mlp.up_proj.weight"
