@@ -51,6 +51,6 @@ class CompletionRequest(SamplingFields):
         return self.prompt  # type: ignore[no-any-return]
 
     def check_supported(self) -> None:
-        """RequestError for combinations that are not implemented."""
+        """RequestError for parameters that do not go together here."""
         if self.echo and self.logprobs is not None:
             raise RequestError("echo with logprobs is not supported yet", param="echo")
