@@ -30,11 +30,7 @@ def build_engine(model: str, config: EngineConfig, progress: Progress | None = N
         # Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB.
         worker_config = dataclasses.replace(model_config, max_position_embeddings=wanted_len)
     worker = Worker(checkpoint, worker_config, config, progress)
-    num_blocks = worker.choose_num_blocks(wanted_len)
-    num_swap_blocks = 0 if config.preemption == "recompute" or config.reservation != "paged" else config.num_swap_blocks
-    if num_swap_blocks is None:
-        num_swap_blocks = max(1, num_blocks // 4)
-    cache_config = CacheConfig(config.block_size, num_blocks, config.prefix_caching, num_swap_blocks)
+    cache_config = CacheConfig.of(config, worker.choose_num_blocks(wanted_len))
     engine = LLMEngine(
         UniprocExecutor(worker),
         model_config,

@@ -155,6 +155,15 @@ class CacheConfig:
     enable_prefix_caching: bool
     num_swap_blocks: int = 0
 
+    @classmethod
+    def of(cls, config: EngineConfig, num_blocks: int) -> CacheConfig:
+        """For a pool of `num_blocks`. The host's swap pool is as configured, else a quarter of the device's; there is
+        none where nothing is swapped."""
+        num_swap_blocks = max(1, num_blocks // 4) if config.num_swap_blocks is None else config.num_swap_blocks
+        if config.preemption == "recompute" or config.reservation != "paged":
+            num_swap_blocks = 0
+        return cls(config.block_size, num_blocks, config.prefix_caching, num_swap_blocks)
+
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)

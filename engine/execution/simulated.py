@@ -118,14 +118,7 @@ def build_simulated_engine(
                 f"simulated {hardware.name}: {executor.step_time.weight_bytes / 1e9:.1f} GB of weights leave no room "
                 f"for the KV cache in {hardware.num_devices} x {hardware.memory_bytes / 1e9:.0f} GB"
             )
-    cache = CacheConfig(config.block_size, num_blocks, config.prefix_caching, _num_swap_blocks(config, num_blocks))
+    cache = CacheConfig.of(config, num_blocks)
     engine = LLMEngine(executor, model, config, cache, model_id=model_id, clock=clock.now)
     engine.pin_shared_prefixes()
     return engine, executor
-
-
-def _num_swap_blocks(config: EngineConfig, num_blocks: int) -> int:
-    """The host's pool: as configured, else a quarter of the device's; none where nothing is swapped."""
-    if config.preemption == "recompute" or config.reservation != "paged":
-        return 0
-    return max(1, num_blocks // 4) if config.num_swap_blocks is None else config.num_swap_blocks

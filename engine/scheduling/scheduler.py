@@ -22,7 +22,7 @@ class Step:
     swap_out: list[BlockCopy] = field(default_factory=list)
     swap_in: list[BlockCopy] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
-    preempted: list[str] = field(default_factory=list)
+    has_preempted: bool = False
 
 
 class Scheduler:
@@ -74,14 +74,13 @@ class Scheduler:
         step = Step(self.config.max_num_batched_tokens)
         self._schedule_running(step)
         # What was preempted in a step is not re-admitted in it: the blocks it gave up are for those that run.
-        if not step.preempted:
+        if not step.has_preempted:
             self._admit_waiting(step)
         return SchedulerOutput(
             tuple(step.scheduled),
             tuple(step.swap_out),
             tuple(step.swap_in),
             tuple(step.copies),
-            tuple(step.preempted),
         )
 
     def _schedule_running(self, step: Step) -> None:
@@ -100,7 +99,7 @@ class Scheduler:
         while needed > self.kv_cache.num_free_blocks:
             victim = self.running.pop()
             self._preempt(victim, step)
-            step.preempted.append(victim.request_id)
+            step.has_preempted = True
             if victim is group:
                 return False
             # The victim may have shared blocks with the group, which then need no copy any more.

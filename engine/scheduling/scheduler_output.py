@@ -57,14 +57,12 @@ class SchedulerOutput:
         blocks_to_swap_out: device block to host block, done first; never in one step with swap-ins.
         blocks_to_swap_in: host block to device block.
         blocks_to_copy: copies-on-write, done after the swaps, in order, before anything is written.
-        preempted: requests put back to wait in this step.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
     blocks_to_swap_out: tuple[BlockCopy, ...] = ()
     blocks_to_swap_in: tuple[BlockCopy, ...] = ()
     blocks_to_copy: tuple[BlockCopy, ...] = ()
-    preempted: tuple[str, ...] = ()
 
     @property
     def num_tokens(self) -> int:
