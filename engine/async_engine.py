@@ -138,6 +138,9 @@ class AsyncLLMEngine:
             prompt if isinstance(prompt, str) else None,
         )
         queue: asyncio.Queue[SequenceOutput] = asyncio.Queue()
+        # Before anything is registered under it: an id in use belongs to another caller, whose request must not suffer.
+        if request.request_id in self._live:
+            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
         self._streams[request.request_id] = (asyncio.get_running_loop(), queue)
         try:
             self.add_request(request)

@@ -89,6 +89,21 @@ def test_abort_from_another_thread_ends_the_stream(engine: AsyncLLMEngine) -> No
     assert asyncio.run(run()) == "abort"
 
 
+def test_a_stream_with_an_id_in_use_does_not_end_the_one_that_has_it(engine: AsyncLLMEngine) -> None:
+    engine.start()
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+
+    async def run() -> list[int]:
+        first = engine.generate([1, 2], params, request_id="a")
+        await anext(first)
+        with pytest.raises(RequestError, match="in use"):
+            await anext(engine.generate([3], params, request_id="a"))
+        outputs = [output async for output in first]
+        return outputs[-1].outputs[0].token_ids
+
+    assert asyncio.run(run()) == expected_tokens([1, 2], params)
+
+
 def test_bad_requests_are_refused_at_once_and_harm_nobody(engine: AsyncLLMEngine) -> None:
     engine.start()
     with pytest.raises(PromptTooLongError):
