@@ -10,9 +10,9 @@ from engine.errors import ConfigError, UnsupportedModelError
 
 PositionEmbedding = Literal["rotary", "learned"]
 Norm = Literal["rms_norm", "layer_norm"]
-NormPlacement = Literal["pre", "post"]
+NormPlacement = Literal["pre", "post", "sandwich"]
 
-GATED_ACTIVATIONS = ("silu",)
+GATED_ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 PLAIN_ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_pytorch_tanh")  # the last two are one function
 
 
@@ -37,24 +37,36 @@ class RopeScaling:
 class ModelConfig:
     """The shape of a decoder, read from a checkpoint's config.json or GGUF metadata.
 
-    The defaults are Llama's; OPT and GPT-2 differ in `norm`, `position_embedding`, `gated_mlp` and `hidden_act`.
+    The defaults are Llama's. OPT and GPT-2 differ in `norm`, `position_embedding`, `gated_mlp` and `hidden_act`;
+    Gemma 3 in `layer_windows`, `rope_local_theta`, `embedding_scale`, `query_scale`, `norm_placement` and
+    `hidden_act`.
 
     Attributes:
         architecture: the Hugging Face class name, e.g. "LlamaForCausalLM". It decides the names of the weights; all
             else that differs between architectures is in the fields below.
+        rope_local_theta: rotary base of the layers that have a window, their frequencies never scaled; None: all layers
+            share `rope_theta` and `rope_scaling` (Gemma 3's local layers differ).
         embedding_dim: width of a token's embedding; None is `hidden_size`, any other is projected to it and, before
             the head, back (OPT-350m).
+        embedding_scale: factor on a token's embedding, rounded to the weights' type first (Gemma: √hidden_size); the
+            head does not see it, even when tied.
         position_embedding: "rotary" turns q and k, "learned" adds a row of a table to the embedding.
         position_offset: rows of the learned table before position 0's (2 in OPT).
         norm: "rms_norm", or "layer_norm" with a bias.
         norm_placement: "pre" norms what goes into attention and MLP, "post" the sum of each with its input
-            (OPT-350m).
+            (OPT-350m), "sandwich" what goes in and what comes out, before it is added to its input (Gemma 3).
+        norm_weight_offset: added to the weights of RMSNorm as they are loaded, q's and k's too: 1 in Gemma's
+            safetensors, which hold w and mean 1 + w; 0 in its GGUF files, where the conversion has added it.
         final_norm: a norm after the last layer.
         gated_mlp: `down(act(gate(x)) * up(x))` rather than `down(act(up(x)))`.
-        hidden_act: the MLP's activation by Hugging Face's name: "silu" if gated, else one of PLAIN_ACTIVATIONS.
-        qk_norm: RMSNorm over each head of q and k before the rotary embedding (Qwen3).
+        hidden_act: the MLP's activation by Hugging Face's name: one of GATED_ACTIVATIONS if gated, else one of
+            PLAIN_ACTIVATIONS.
+        qk_norm: RMSNorm over each head of q and k before the rotary embedding (Qwen3, Gemma 3).
+        query_scale: factor on the attention scores; None is `head_dim ** -0.5`. See `attention_scale`.
         attention_bias: biases on q, k and v (Qwen2); `attention_out_bias` on the output projection.
         sliding_window: tokens each query may look back on, or None for all (Mistral 7B v0.1).
+        layer_windows: each layer's own sliding window or None, where layers differ (Gemma 3: five local layers, then
+            one that sees all); empty: all have `sliding_window`. Read either by `window`.
         eos_token_ids: ids that end a generation unless `ignore_eos`.
         fingerprint: hex digest of the checkpoint's content identity; seeds prefix-cache hashes.
     """
@@ -71,11 +83,14 @@ class ModelConfig:
     norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    rope_local_theta: float | None = None
     embedding_dim: int | None = None
+    embedding_scale: float = 1.0
     position_embedding: PositionEmbedding = "rotary"
     position_offset: int = 0
     norm: Norm = "rms_norm"
     norm_placement: NormPlacement = "pre"
+    norm_weight_offset: float = 0.0
     final_norm: bool = True
     gated_mlp: bool = True
     hidden_act: str = "silu"
@@ -84,7 +99,9 @@ class ModelConfig:
     attention_out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    query_scale: float | None = None
     sliding_window: int | None = None
+    layer_windows: tuple[int | None, ...] = ()
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: str = "float32"
@@ -116,7 +133,7 @@ class ModelConfig:
         """What differs between architectures: known values, and combinations that the decoder has."""
         check_one_of("model config: position_embedding", self.position_embedding, ("rotary", "learned"))
         check_one_of("model config: norm", self.norm, ("rms_norm", "layer_norm"))
-        check_one_of("model config: norm_placement", self.norm_placement, ("pre", "post"))
+        check_one_of("model config: norm_placement", self.norm_placement, ("pre", "post", "sandwich"))
         check_integer("model config: embedding_dim", self.embedding_dim, 1, 1 << 30, optional=True)
         check_integer("model config: position_offset", self.position_offset, 0, 1 << 30)
         if self.position_offset and self.position_embedding != "learned":
@@ -124,12 +141,42 @@ class ModelConfig:
                 f"model config: position_offset={self.position_offset} needs learned positions, not "
                 f"{self.position_embedding}"
             )
+        self._check_windows()
         if self.qk_norm and self.norm != "rms_norm":
             raise ConfigError(f"model config: qk_norm needs norm=rms_norm, not {self.norm}")
+        if self.norm_weight_offset and self.norm != "rms_norm":
+            raise ConfigError(
+                f"model config: norm_weight_offset={self.norm_weight_offset} needs norm=rms_norm, not {self.norm}"
+            )
         activations = GATED_ACTIVATIONS if self.gated_mlp else PLAIN_ACTIVATIONS
         if self.hidden_act not in activations:
             kind = "gated" if self.gated_mlp else "plain"
             raise UnsupportedModelError(f"activation {self.hidden_act!r} of a {kind} MLP", activations)
+
+    def _check_windows(self) -> None:
+        if self.layer_windows and len(self.layer_windows) != self.num_layers:
+            raise ConfigError(
+                f"model config: layer_windows has {len(self.layer_windows)} entries, num_layers={self.num_layers}"
+            )
+        if self.layer_windows and self.sliding_window is not None:
+            raise ConfigError(
+                f"model config: sliding_window={self.sliding_window} beside layer_windows, which say it of each layer"
+            )
+        for window in (self.sliding_window, *self.layer_windows):
+            check_integer("model config: sliding_window", window, 1, 1 << 30, optional=True)
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of one layer, or None if it sees all tokens before it."""
+        return self.layer_windows[layer] if self.layer_windows else self.sliding_window
+
+    def is_local(self, layer: int) -> bool:
+        """The layer rotates q and k by `rope_local_theta`, unscaled, and not by `rope_theta` and `rope_scaling`."""
+        return self.rope_local_theta is not None and self.window(layer) is not None
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on the products of queries and keys."""
+        return self.head_dim**-0.5 if self.query_scale is None else self.query_scale
 
     @property
     def embedding_size(self) -> int:
@@ -155,4 +202,5 @@ class ModelConfig:
             embeddings += 2 * hidden * self.embedding_size
         if self.position_embedding == "learned":
             embeddings += (self.max_position_embeddings + self.position_offset) * hidden
-        return embeddings + self.num_layers * (attention + mlp + 2 * norm) + norm * self.final_norm
+        norms = norm * (4 if self.norm_placement == "sandwich" else 2)
+        return embeddings + self.num_layers * (attention + mlp + norms) + norm * self.final_norm

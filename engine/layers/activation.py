@@ -24,4 +24,13 @@ _PLAIN: dict[str, Activation] = {
 
 def build_activation(config: ModelConfig, kernels: KernelBackend) -> Activation:
     """From the first product, `[T, 2 * intermediate_size]` (gate first) if gated, to `[T, intermediate_size]`."""
-    return kernels.silu_and_mul if config.gated_mlp else _PLAIN[config.hidden_act]
+    if not config.gated_mlp:
+        return _PLAIN[config.hidden_act]
+    if config.hidden_act == "silu":
+        return kernels.silu_and_mul
+    return partial(_gated, _PLAIN[config.hidden_act])
+
+
+def _gated(activation: Activation, gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return activation(gate).mul_(up)
