@@ -6,14 +6,30 @@ with whomever it runs: after preemption, in another batch, on another replica. N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from engine.scheduling import SampleRequest
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _ROUNDS = 10
+
+
+def draws_of(requests: Sequence[SampleRequest]) -> list[float]:
+    """The number in [0, 1) that each request draws with. 0.0 for all if all are greedy, and none will be used."""
+    if all(request.sampling_params.greedy for request in requests):
+        return [0.0] * len(requests)
+    keys = [(request.seed, request.sample_index, request.position) for request in requests]
+    seeds, indices, positions = np.array(keys, dtype=np.uint64).T
+    draws: list[float] = uniform(seeds, indices, positions).tolist()
+    return draws
 
 
 def uniform(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from engine.decoding.beam_search import num_candidates
 from engine.decoding.penalties import apply_biases_and_penalties
-from engine.decoding.random import uniform
+from engine.decoding.random import draws_of
 from engine.sampling_params import SamplingParams
 from engine.scheduling import BeamCandidate, BeamCandidates, SampledToken, SampleRequest, SamplerOutput
 
@@ -38,14 +38,9 @@ class Sampler:
             requests: what to draw; several may share a row. The live beams of a search are all there.
             rows: `[len(requests)]`, the row of each request.
         """
-        draws = uniform(
-            np.array([request.seed for request in requests], dtype=np.uint64),
-            np.array([request.sample_index for request in requests], dtype=np.uint64),
-            np.array([request.position for request in requests], dtype=np.uint64),
-        )
         tokens = []
         searches: dict[str, list[tuple[SampleRequest, FloatArray]]] = {}
-        for request, row, draw in zip(requests, rows, draws.tolist(), strict=True):
+        for request, row, draw in zip(requests, rows, draws_of(requests), strict=True):
             if request.sampling_params.use_beam_search:
                 searches.setdefault(request.request_id, []).append((request, logits[row]))
             else:

@@ -7,10 +7,8 @@ import zlib
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from engine.decoding.beam_search import num_candidates
-from engine.decoding.random import uniform
+from engine.decoding.random import draws_of
 from engine.int32_buffer import Int32Array
 from engine.sampling_params import SamplingParams
 from engine.scheduling import BeamCandidate, BeamCandidates, SampledToken, SampleRequest, SamplerOutput
@@ -72,21 +70,13 @@ class SimulatedLanguage:
         """A token for each request that samples, continuations for each search, whose beams are all there."""
         tokens: list[SampledToken] = []
         searches: dict[str, list[SampleRequest]] = {}
-        for request, draw in zip(requests, self._draws(requests), strict=True):
+        for request, draw in zip(requests, draws_of(requests), strict=True):
             if request.sampling_params.use_beam_search:
                 searches.setdefault(request.request_id, []).append(request)
             else:
                 tokens.append(self._sample(request, draw))
         beams = [BeamCandidates(request_id, self._continuations(live)) for request_id, live in searches.items()]
         return SamplerOutput(tuple(tokens), tuple(beams))
-
-    def _draws(self, requests: Sequence[SampleRequest]) -> list[float]:
-        """A number in [0, 1) for each request; greedy ones need none."""
-        if all(request.sampling_params.greedy for request in requests):
-            return [0.0] * len(requests)
-        keys = [(request.seed, request.sample_index, request.position) for request in requests]
-        seeds, indices, positions = np.array(keys, dtype=np.uint64).T
-        return [float(draw) for draw in uniform(seeds, indices, positions)]
 
     def _sample(self, request: SampleRequest, draw: float) -> SampledToken:
         params = request.sampling_params
