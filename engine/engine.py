@@ -242,19 +242,28 @@ class LLMEngine:
         self._num_output_tokens += 1
         params = group.sampling_params
         has_logprob = params.logprobs is not None or params.ranks_at_end
+        end = self._stop_rules.end_of(group, seq, token.token_id)
         seq.append_token(token.token_id, token.logprob if has_logprob else 0.0)
-        end = self._stop_rules.end_of(group, seq.output_token_ids[:-1], token.token_id)
         if end is not None:
             self._finish(group, seq, *end)
-        if group.is_finished:
-            self._remove(group)
-        logprobs = [TokenLogprobs(token.logprob, token.top)]
+            if group.is_finished:
+                self._remove(group)
         if params.ranks_at_end:
-            seq.logprobs += logprobs
+            seq.logprobs.append(TokenLogprobs(token.logprob, token.top))
             return ranked_outputs(group) if group.is_finished else []
-        output = self._output(group, seq, [token.token_id], logprobs if params.logprobs is not None else None)
-        output.request_finished = group.is_finished
-        return [output]
+        logprobs = [TokenLogprobs(token.logprob, token.top)] if params.logprobs is not None else None
+        return [
+            SequenceOutput(
+                request_id=group.request_id,
+                index=seq.index,
+                token_ids=[token.token_id],
+                logprobs=logprobs,
+                finish_reason=seq.finish_reason,
+                stop_token_id=seq.stop_token_id,
+                num_cached_tokens=max(0, group.num_cached_tokens),
+                request_finished=group.is_finished,
+            )
+        ]
 
     def _search(self, group: SequenceGroup, candidates: BeamCandidates) -> list[SequenceOutput]:
         """Advance a beam search: fork beams that go on in several ways, drop those that do not (§4.4)."""
@@ -274,13 +283,12 @@ class LLMEngine:
                 beam.append_token(candidate.token_id, 0.0)
                 beam.cumulative_logprob = candidate.cumulative_logprob
                 beam.logprobs.append(TokenLogprobs(candidate.logprob, candidate.top))
-        group.seqs = group.live_seqs
+        group.forget_dropped_beams()
         return []
 
     def _fork(self, group: SequenceGroup, parent: Sequence) -> Sequence:
-        child = parent.fork()
+        child = group.fork(parent)
         self._kv_cache.fork(parent, child)
-        group.seqs.append(child)
         self._seqs[child.seq_id] = (group, child)
         return child
 
@@ -288,29 +296,12 @@ class LLMEngine:
         self, group: SequenceGroup, seq: Sequence, reason: FinishReason, stop_token_id: int | None = None
     ) -> None:
         self._scheduler.release(group, seq)
-        seq.finish(reason, stop_token_id)
+        group.finish(seq, reason, stop_token_id)
         del self._seqs[seq.seq_id]
 
     def _remove(self, group: SequenceGroup) -> None:
         self._scheduler.remove(group)
         del self._groups[group.request_id]
-
-    def _output(
-        self,
-        group: SequenceGroup,
-        seq: Sequence,
-        token_ids: list[int],
-        logprobs: list[TokenLogprobs] | None = None,
-    ) -> SequenceOutput:
-        return SequenceOutput(
-            request_id=group.request_id,
-            index=seq.index,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            finish_reason=seq.finish_reason,
-            stop_token_id=seq.stop_token_id,
-            num_cached_tokens=max(0, group.num_cached_tokens),
-        )
 
     def _next_seed(self) -> int:
         """A seed for a request that brings none: a function of the engine's seed and the request's number."""

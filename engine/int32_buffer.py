@@ -25,10 +25,12 @@ class Int32Buffer:
         return self._size
 
     def __getitem__(self, index: int) -> int:
-        return int(self._data[: self._size][index])
+        assert 0 <= index < self._size
+        return int(self._data[index])
 
     def __setitem__(self, index: int, value: int) -> None:
-        self._data[: self._size][index] = value
+        assert 0 <= index < self._size
+        self._data[index] = value
 
     @property
     def view(self) -> Int32Array:
@@ -40,6 +42,3 @@ class Int32Buffer:
             self._data = np.concatenate([self._data, np.empty_like(self._data)])
         self._data[self._size] = value
         self._size += 1
-
-    def copy(self) -> Int32Buffer:
-        return Int32Buffer(self.view)

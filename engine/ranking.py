@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.int32_buffer import Int32Array
 from engine.outputs import FinishReason, SequenceOutput, TokenLogprobs
 from engine.scheduling import BeamCandidate, BeamCandidates
 from engine.sequence import Sequence, SequenceGroup
@@ -39,17 +38,15 @@ class StopRules:
         max_tokens = group.sampling_params.max_tokens
         return room if max_tokens is None else min(room, max_tokens)
 
-    def end_of(
-        self, group: SequenceGroup, output_token_ids: Int32Array, token_id: int
-    ) -> tuple[FinishReason, int | None] | None:
-        """(reason, stop token id) if `token_id` after these output tokens ends a sequence, else None."""
+    def end_of(self, group: SequenceGroup, seq: Sequence, token_id: int) -> tuple[FinishReason, int | None] | None:
+        """(reason, stop token id) if `token_id`, appended to `seq`, would end it, else None."""
         params = group.sampling_params
-        num_output = len(output_token_ids) + 1
+        num_output = seq.num_output_tokens + 1
         if num_output >= params.min_tokens:
             if token_id in params.stop_token_ids or (not params.ignore_eos and token_id in self.eos_token_ids):
                 return "stop", token_id
-            matches_here = params.ranks_at_end and bool(params.stop)
-            if matches_here and self._has_stop_string(group, [*output_token_ids.tolist(), token_id]):
+            matches_here = bool(params.stop) and params.ranks_at_end
+            if matches_here and self._has_stop_string(group, [*seq.output_token_ids.tolist(), token_id]):
                 return "stop", None
         if num_output >= self.max_output_tokens(group):
             return "length", None
@@ -70,7 +67,7 @@ def advance_beams(group: SequenceGroup, drawn: BeamCandidates, rules: StopRules)
     beams = {seq.seq_id: seq for seq in group.live_seqs}
 
     def end_of(candidate: BeamCandidate) -> tuple[FinishReason, int | None] | None:
-        return rules.end_of(group, beams[candidate.seq_id].output_token_ids, candidate.token_id)
+        return rules.end_of(group, beams[candidate.seq_id], candidate.token_id)
 
     going_on, ending = search.select(drawn.candidates, end_of)
     for candidate, reason, stop_token_id in ending:

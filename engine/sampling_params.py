@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -121,21 +122,23 @@ class SamplingParams:
         if self.top_k > 0:
             raise _out_of_range("top_k", self.top_k, "0 with use_beam_search")
 
-    @property
+    # Read for every token of every step.
+
+    @functools.cached_property
     def width(self) -> int:
         """Sequences that are computed: the beam width, or the samples that `n` are chosen from."""
         return self.n if self.best_of is None else self.best_of
 
-    @property
+    @functools.cached_property
     def ranks_at_end(self) -> bool:
         """Which sequences are returned is known only when all have ended, so nothing can be streamed."""
         return self.use_beam_search or self.width > self.n
 
-    @property
+    @functools.cached_property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 
-    @property
+    @functools.cached_property
     def has_penalties(self) -> bool:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 

@@ -118,6 +118,8 @@ class SequenceGroup:
     the token that its next draw needs before all can.
 
     Attributes:
+        seqs: all of them, but for beams that were dropped.
+        live_seqs: those that have not ended; a list of its own after each end, so that it can be iterated meanwhile.
         seed: of this request's draws.
         root_hash: the start of its block-hash chain.
         num_cached_tokens: prompt tokens found in the prefix cache at first admission; -1 before it.
@@ -129,6 +131,7 @@ class SequenceGroup:
         "beam_search",
         "fork_point",
         "is_forked",
+        "live_seqs",
         "num_cached_tokens",
         "num_preemptions",
         "request_id",
@@ -150,6 +153,7 @@ class SequenceGroup:
         assert seqs
         self.request_id = request_id
         self.seqs = seqs
+        self.live_seqs = [seq for seq in seqs if not seq.is_finished]
         self.sampling_params = sampling_params
         self.seed = seed
         self.root_hash = root_hash
@@ -162,12 +166,8 @@ class SequenceGroup:
         self.reset_trunk()
 
     @property
-    def live_seqs(self) -> list[Sequence]:
-        return [seq for seq in self.seqs if not seq.is_finished]
-
-    @property
     def is_finished(self) -> bool:
-        return all(seq.is_finished for seq in self.seqs)
+        return not self.live_seqs
 
     @property
     def is_swapped(self) -> bool:
@@ -187,6 +187,22 @@ class SequenceGroup:
         tails = sum(seq.num_tokens - self.fork_point for seq in live)
         return self.fork_point - live[0].num_computed_tokens + tails
 
+    def fork(self, parent: Sequence) -> Sequence:
+        """Add a beam that goes on from `parent`'s tokens."""
+        child = parent.fork()
+        self.seqs.append(child)
+        self.live_seqs.append(child)
+        return child
+
+    def finish(self, seq: Sequence, reason: FinishReason, stop_token_id: int | None = None) -> None:
+        """End one live sequence."""
+        seq.finish(reason, stop_token_id)
+        self.live_seqs = [other for other in self.live_seqs if other is not seq]
+
+    def forget_dropped_beams(self) -> None:
+        """Keep only live sequences: what a search has found, it keeps itself."""
+        self.seqs = self.live_seqs.copy()
+
     def reset_trunk(self) -> None:
         """Forget all computed tokens and find the trunk anew: at the start, and after preemption."""
         live = self.live_seqs
@@ -204,13 +220,13 @@ class SequenceGroup:
         live = self.live_seqs
         return live if self.is_forked else live[:1]
 
-    def compute_target(self, seq: Sequence) -> int:
-        """How far `seq` may be computed for now."""
+    def compute_targets(self) -> list[tuple[Sequence, int]]:
+        """The sequences that hold blocks now, each with how far it may be computed for now."""
         if not self.is_forked:
-            return self.fork_point
+            return [(self.live_seqs[0], self.fork_point)]
         if self.beam_search is not None and not self.is_caught_up:
-            return seq.num_tokens - 1
-        return seq.num_tokens
+            return [(seq, seq.num_tokens - 1) for seq in self.live_seqs]
+        return [(seq, seq.num_tokens) for seq in self.live_seqs]
 
     @property
     def is_caught_up(self) -> bool:

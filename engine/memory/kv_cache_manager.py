@@ -131,17 +131,22 @@ class KVCacheManager:
 
     def num_blocks_to_append(self, writes: Iterable[tuple[Sequence, int]]) -> int:
         """Free blocks that appending `num_new` tokens to each sequence takes, copies-on-write included."""
-        grown = 0
-        writers: Counter[int] = Counter()
+        block_size = self.config.block_size
+        needed = 0
+        writers: dict[int, int] = {}
         for seq, num_new in writes:
             table = self._tables[seq.seq_id]
-            grown += max(0, self.config.blocks_for(seq.num_computed_tokens + num_new) - len(table))
-            index = seq.num_computed_tokens // self.config.block_size
-            if index < len(table):
-                writers[table[index]] += 1
-        # Of the tables that share a block, all that write copy it, except that a last remaining holder keeps it.
-        copied = sum(min(count, self._ref_counts[block] - 1) for block, count in writers.items())
-        return grown + copied
+            num_slots = len(table) * block_size
+            missing = seq.num_computed_tokens + num_new - num_slots
+            if missing > 0:
+                needed += -(-missing // block_size)
+            if seq.num_computed_tokens < num_slots:
+                block = table[seq.num_computed_tokens // block_size]
+                # Of the tables that share a block, all that write copy it, but for the last remaining holder.
+                num_before = writers.get(block, 0)
+                writers[block] = num_before + 1
+                needed += num_before + 1 < self._ref_counts[block]
+        return needed
 
     def append(self, seq: Sequence, num_new: int) -> list[BlockCopy]:
         """Make room for the next `num_new` tokens. The caller has checked `num_blocks_to_append`.
@@ -151,14 +156,15 @@ class KVCacheManager:
             (§4.4).
         """
         table = self._tables[seq.seq_id]
+        block_size = self.config.block_size
         copies = []
-        index = seq.num_computed_tokens // self.config.block_size
+        index = seq.num_computed_tokens // block_size
         if index < len(table) and self._ref_counts[table[index]] > 1:
             copy = BlockCopy(table[index], self._take_free())
             self._release(copy.source)
-            table.replace(index, copy.destination)
+            table[index] = copy.destination  # copy-on-write (§4.4)
             copies.append(copy)
-        while len(table) * self.config.block_size < seq.num_computed_tokens + num_new:
+        while len(table) * block_size < seq.num_computed_tokens + num_new:
             table.append(self._take_free())
         return copies
 

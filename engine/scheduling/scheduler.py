@@ -167,11 +167,11 @@ class Scheduler:
     def _plan(self, group: SequenceGroup, budget: int) -> list[tuple[Sequence, int]]:
         """Which of the group's sequences advance, and by how many tokens."""
         writes: list[tuple[Sequence, int]] = []
-        seqs = group.seqs_to_compute()
-        if group.beam_search is not None and group.is_forked and group.is_caught_up and len(seqs) > budget:
+        targets = group.compute_targets()
+        if len(targets) > budget and group.beam_search is not None and group.is_caught_up:
             return writes  # beams draw together or not at all
-        for seq in seqs:
-            num_new = min(group.compute_target(seq) - seq.num_computed_tokens, budget)
+        for seq, target in targets:
+            num_new = min(target - seq.num_computed_tokens, budget)
             if num_new > 0:
                 writes.append((seq, num_new))
                 budget -= num_new
@@ -197,7 +197,7 @@ class Scheduler:
         if not group.is_forked and end < group.fork_point:
             return ()
         drawers = [seq] if group.is_forked else group.live_seqs
-        return tuple(
+        requests = [
             SampleRequest(
                 seq_id=drawer.seq_id,
                 request_id=group.request_id,
@@ -211,7 +211,8 @@ class Scheduler:
             )
             for drawer in drawers
             if drawer.num_tokens == end
-        )
+        ]
+        return tuple(requests)
 
     def advance(self, group: SequenceGroup, seq: Sequence, num_new: int) -> None:
         """Note that a step has computed `num_new` more tokens of `seq`; fork the group if its trunk is complete."""
