@@ -13,6 +13,7 @@ from engine.execution.cache_engine import CacheEngine
 from engine.execution.model_runner import ModelRunner, TorchModelRunner
 from engine.kernels import select_backend
 from engine.loading import Checkpoint, load_model
+from engine.memory import run_size
 from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.progress import Progress
@@ -59,8 +60,10 @@ class Worker:
                 f"no memory for the KV cache: one block takes {block_bytes} bytes and {free_bytes} are left; "
                 "raise gpu_memory_utilization or use a smaller model"
             )
-        usable = self._config.max_num_seqs * -(-max_model_len // self._config.block_size)
-        return min(affordable, usable)
+        longest = -(-max_model_len // self._config.block_size)
+        # A contiguous reservation is a run, whose size is a power of two.
+        most = longest if self._config.reservation == "paged" else run_size(longest)
+        return min(affordable, self._config.max_num_seqs * most)
 
     def build_cache(self, cache_config: CacheConfig, max_model_len: int) -> None:
         """Allocate the pool and make the worker ready to run steps."""
