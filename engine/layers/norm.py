@@ -27,12 +27,25 @@ class Norm(Protocol):
 
 
 class RMSNorm:
-    """Root-mean-square normalisation (arXiv 1910.07467)."""
+    """Root-mean-square normalisation (arXiv 1910.07467).
 
-    def __init__(self, size: int, eps: float, kernels: KernelBackend, dtype: torch.dtype, device: torch.device) -> None:
+    Args:
+        weight_offset: `ModelConfig.norm_weight_offset`, added to the checkpoint's weight before that is rounded.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        kernels: KernelBackend,
+        dtype: torch.dtype,
+        device: torch.device,
+        weight_offset: float = 0.0,
+    ) -> None:
         self.weight = torch.empty(size, dtype=dtype, device=device)
         self.eps = eps
         self._kernels = kernels
+        self._weight_offset = weight_offset
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self._kernels.rms_norm(x, self.weight, self.eps)
@@ -41,7 +54,10 @@ class RMSNorm:
         return self._kernels.add_rms_norm(x, residual, self.weight, self.eps)
 
     def weight_targets(self, prefix: str) -> dict[str, WeightTarget]:
-        return {f"{prefix}.weight": WeightTarget.whole(self.weight)}
+        return {f"{prefix}.weight": WeightTarget(tuple(self.weight.shape), self._load)}
+
+    def _load(self, stored: torch.Tensor) -> None:
+        self.weight.copy_(stored.float() + self._weight_offset if self._weight_offset else stored)
 
 
 class LayerNorm:
@@ -69,4 +85,4 @@ def build_norm(config: ModelConfig, kernels: KernelBackend, dtype: torch.dtype, 
     """The norm of hidden states that `config` asks for."""
     if config.norm == "layer_norm":
         return LayerNorm(config.hidden_size, config.norm_eps, dtype, device)
-    return RMSNorm(config.hidden_size, config.norm_eps, kernels, dtype, device)
+    return RMSNorm(config.hidden_size, config.norm_eps, kernels, dtype, device, config.norm_weight_offset)

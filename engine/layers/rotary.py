@@ -9,21 +9,30 @@ import torch
 from engine.model_config import ModelConfig, RopeScaling
 
 
-def build_cos_sin(config: ModelConfig, device: torch.device) -> torch.Tensor:
+def build_cos_sin(config: ModelConfig, device: torch.device, local: bool = False) -> torch.Tensor:
     """float32 `[max_position_embeddings, head_dim]`: cosines of the `head_dim / 2` angles, then their sines.
 
     The order of operations is transformers', so that the values are equal and not only close.
+
+    Args:
+        local: the table of the layers that have `rope_local_theta`, which must be set.
     """
-    inverse_frequencies = _inverse_frequencies(config)
+    if local:
+        assert config.rope_local_theta is not None
+        inverse_frequencies = _unscaled(config.head_dim, config.rope_local_theta)
+    else:
+        inverse_frequencies = _scaled(_unscaled(config.head_dim, config.rope_theta), config.rope_scaling)
     positions = torch.arange(config.max_position_embeddings, dtype=torch.float32)
     angles = torch.outer(positions, inverse_frequencies)
     return torch.cat((angles.cos(), angles.sin()), dim=-1).to(device)
 
 
-def _inverse_frequencies(config: ModelConfig) -> torch.Tensor:
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / (config.rope_theta**exponents)
-    scaling = config.rope_scaling
+def _unscaled(head_dim: int, theta: float) -> torch.Tensor:
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    return 1.0 / (theta**exponents)
+
+
+def _scaled(frequencies: torch.Tensor, scaling: RopeScaling | None) -> torch.Tensor:
     if scaling is None:
         return frequencies
     if scaling.kind == "linear":

@@ -61,7 +61,7 @@ class DummyCheckpoint(Checkpoint):
         pool = torch.randn(_POOL_SIZE, generator=torch.Generator().manual_seed(_SEED)).to(dtype)
         for name, shape in self._weight_shapes.items():
             if len(shape) == 1 and name.endswith(".weight"):  # a norm's
-                yield name, torch.ones(shape, dtype=dtype)
+                yield name, torch.full(shape, 1.0 - self._config.norm_weight_offset, dtype=dtype)
                 continue
             num_elements = math.prod(shape)
             digest = hashlib.sha256(name.encode()).digest()

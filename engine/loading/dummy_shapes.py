@@ -43,6 +43,37 @@ def _qwen2(
     return dataclasses.replace(shape, architecture="Qwen2ForCausalLM", norm_eps=1e-6, attention_bias=True)
 
 
+def _gemma3(
+    hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int, positions: int,
+    head_dim: int = 256, window: int = 512,
+) -> ModelConfig:  # fmt: skip
+    return ModelConfig(
+        architecture="Gemma3ForCausalLM",
+        vocab_size=vocab,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=positions,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        rope_local_theta=1e4,
+        embedding_scale=hidden**0.5,
+        norm_placement="sandwich",
+        norm_weight_offset=1.0,
+        hidden_act="gelu_pytorch_tanh",
+        tie_word_embeddings=True,
+        qk_norm=True,
+        query_scale=head_dim**-0.5,
+        layer_windows=tuple(window if (i + 1) % 6 else None for i in range(layers)),
+        bos_token_id=2,
+        eos_token_ids=(1,),
+        dtype="bfloat16",
+    )
+
+
 def _gpt2(hidden: int, layers: int, heads: int, vocab: int = 50257, positions: int = 1024) -> ModelConfig:
     return ModelConfig(
         architecture="GPT2LMHeadModel",
@@ -83,6 +114,9 @@ def _opt(hidden: int, layers: int, heads: int, vocab: int = 50272, positions: in
 
 SHAPES = {
     "tiny": dataclasses.replace(_llama(64, 128, 2, 4, 2, 512, 512, 1e4, tied=True), dtype="float32"),
+    "tiny-gemma3": dataclasses.replace(
+        _gemma3(64, 128, 7, 4, 2, vocab=512, positions=512, head_dim=16, window=16), dtype="float32"
+    ),
     "tiny-gpt2": _gpt2(64, 2, 4, vocab=512, positions=512),
     "tiny-opt": dataclasses.replace(_opt(64, 2, 4, vocab=512, positions=512), dtype="float32"),
     "smollm2-135m": _llama(576, 1536, 30, 9, 3, 49152, 8192, 1e5, tied=True),
@@ -101,6 +135,8 @@ SHAPES = {
     "qwen2.5-0.5b": _qwen2(896, 4864, 24, 14, 2, 151936, tied=True),
     "qwen2.5-1.5b": _qwen2(1536, 8960, 28, 12, 2, 151936, tied=True),
     "qwen2.5-7b": _qwen2(3584, 18944, 28, 28, 4, 152064, tied=False),
+    "gemma-3-270m": _gemma3(640, 2048, 18, 4, 1, 262144, 32768),
+    "gemma-3-1b": _gemma3(1152, 6912, 26, 4, 1, 262144, 32768),
     "gpt2": _gpt2(768, 12, 12),
     "gpt2-medium": _gpt2(1024, 24, 16),
     "gpt2-large": _gpt2(1280, 36, 20),

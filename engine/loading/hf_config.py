@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.errors import ConfigError, ModelLoadError, UnsupportedModelError
 from engine.loading.config_reader import CommonFields, ConfigReader, read_json
+from engine.loading.hf_config_gemma import gemma3_config
 from engine.loading.hf_config_gpt import gpt2_config, opt_config
 from engine.loading.hf_config_llama import llama_config
 from engine.model_config import ModelConfig
@@ -17,6 +18,7 @@ _READERS: dict[str, Callable[[ConfigReader, CommonFields], ModelConfig]] = {
     "MistralForCausalLM": llama_config,
     "Qwen2ForCausalLM": llama_config,
     "Qwen3ForCausalLM": llama_config,
+    "Gemma3ForCausalLM": gemma3_config,
     "OPTForCausalLM": opt_config,
     "GPT2LMHeadModel": gpt2_config,
 }

@@ -1,8 +1,8 @@
-"""The decoder behind every architecture: Llama, Mistral, Qwen2, Qwen3, OPT and GPT-2 differ in their ModelConfig only.
+"""The decoder behind every architecture: Llama, Mistral, Qwen, Gemma 3, OPT and GPT-2 differ in their ModelConfig only.
 
     input_ids → embedding → [ norm → attention → norm → MLP ] × num_layers → norm → head
 
-OPT-350m norms the sums after attention and MLP instead ("post").
+OPT-350m norms the sums after attention and MLP instead ("post"), Gemma 3 what comes out of either, too ("sandwich").
 
 Eager torch: the kernels behind `KernelBackend` do what torch would do in many small operations. The objects are plain
 ones, as nn.Module's call machinery costs more than these layers do at batch 1.
@@ -32,28 +32,32 @@ class Attention:
     """Grouped-query attention over the paged cache, optional norms on each head of q and k, rotary embeddings or none.
 
     Args:
-        cos_sin: the rotary table, or None for a model that adds its positions to the embedding.
+        cos_sin: the layer's rotary table, or None for a model that adds its positions to the embedding.
     """
 
     def __init__(
         self,
         config: ModelConfig,
+        layer: int,
         cos_sin: torch.Tensor | None,
         kernels: KernelBackend,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.head_dim = config.head_dim
-        self.scale = config.head_dim**-0.5
-        self.sliding_window = config.sliding_window
+        self.scale = config.attention_scale
+        self.sliding_window = config.window(layer)
         self._head_counts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         widths = [count * config.head_dim for count in self._head_counts]
         self.qkv_proj = Linear(config.hidden_size, widths, config.attention_bias, dtype, device)
         self.o_proj = Linear(widths[0], [config.hidden_size], config.attention_out_bias, dtype, device)
-        self.q_norm, self.k_norm = (
-            RMSNorm(config.head_dim, config.norm_eps, kernels, dtype, device) if config.qk_norm else None
-            for _ in range(2)
-        )
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (
+                RMSNorm(config.head_dim, config.norm_eps, kernels, dtype, device, config.norm_weight_offset)
+                for _ in range(2)
+            )
         self._cos_sin = cos_sin
         self._kernels = kernels
 
@@ -79,7 +83,7 @@ class Attention:
 
 
 class MLP:
-    """`down(silu(gate(x)) * up(x))`, or `down(activation(up(x)))`."""
+    """`down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))`."""
 
     def __init__(self, config: ModelConfig, kernels: KernelBackend, dtype: torch.dtype, device: torch.device) -> None:
         inner = config.intermediate_size
@@ -104,15 +108,20 @@ class DecoderLayer:
     def __init__(
         self,
         config: ModelConfig,
+        layer: int,
         cos_sin: torch.Tensor | None,
         kernels: KernelBackend,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.attention_norm = build_norm(config, kernels, dtype, device)
-        self.self_attn = Attention(config, cos_sin, kernels, dtype, device)
+        self.self_attn = Attention(config, layer, cos_sin, kernels, dtype, device)
         self.mlp_norm = build_norm(config, kernels, dtype, device)
         self.mlp = MLP(config, kernels, dtype, device)
+        self.attention_out_norm, self.mlp_out_norm = (
+            build_norm(config, kernels, dtype, device) if config.norm_placement == "sandwich" else None
+            for _ in range(2)
+        )
         self._post_norm = config.norm_placement == "post"
 
     def forward(
@@ -131,15 +140,22 @@ class DecoderLayer:
             return None, self.mlp_norm.add(self.mlp.forward(residual), residual)
         normed = self.attention_norm(residual) if x is None else self.attention_norm.add(x, residual)
         attended = self.self_attn.forward(normed, key_cache, value_cache, metadata)
-        return self.mlp.forward(self.mlp_norm.add(attended, residual)), residual
+        if self.attention_out_norm is None or self.mlp_out_norm is None:
+            return self.mlp.forward(self.mlp_norm.add(attended, residual)), residual
+        attended = self.attention_out_norm(attended)
+        return self.mlp_out_norm(self.mlp.forward(self.mlp_norm.add(attended, residual))), residual
 
     def weight_targets(self, names: WeightNames, layer: str) -> dict[str, WeightTarget]:
-        return {
+        targets = {
             **self.attention_norm.weight_targets(f"{layer}.{names.attention_norm}"),
             **self.self_attn.weight_targets(names, layer),
             **self.mlp_norm.weight_targets(f"{layer}.{names.mlp_norm}"),
             **self.mlp.weight_targets(names, layer),
         }
+        if self.attention_out_norm is not None and self.mlp_out_norm is not None:
+            targets |= self.attention_out_norm.weight_targets(f"{layer}.{names.attention_out_norm}")
+            targets |= self.mlp_out_norm.weight_targets(f"{layer}.{names.mlp_out_norm}")
+        return targets
 
 
 class Decoder:
@@ -163,15 +179,23 @@ class Decoder:
         if embedding != hidden:
             self.project_in = Linear(embedding, [hidden], False, dtype, device)
             self.project_out = Linear(hidden, [embedding], False, dtype, device)
+        # As transformers does: the factor itself is rounded.
+        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
         cos_sin: torch.Tensor | None = None
+        local_cos_sin: torch.Tensor | None = None
         self.embed_positions: PositionEmbedding | None = None
         if config.position_embedding == "rotary":
             cos_sin = build_cos_sin(config, device)
+            if config.rope_local_theta is not None:
+                local_cos_sin = build_cos_sin(config, device, local=True)
         else:
             self.embed_positions = PositionEmbedding(
                 config.max_position_embeddings, config.position_offset, hidden, dtype, device
             )
-        self.layers = [DecoderLayer(config, cos_sin, kernels, dtype, device) for _ in range(config.num_layers)]
+        self.layers = [
+            DecoderLayer(config, i, local_cos_sin if config.is_local(i) else cos_sin, kernels, dtype, device)
+            for i in range(config.num_layers)
+        ]
         self.norm = build_norm(config, kernels, dtype, device) if config.final_norm else None
         tied_to = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = LMHead(config.vocab_size, embedding, dtype, device, tied_to)
@@ -218,6 +242,8 @@ class Decoder:
 
     def _embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         x = self.embed_tokens(input_ids)
+        if self._embedding_scale != 1.0:
+            x.mul_(self._embedding_scale)
         if self.project_in is not None:
             x = self.project_in(x)
         return x if self.embed_positions is None else x.add_(self.embed_positions(positions))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class WeightNames:
     embed_positions: str = ""
     project_in: str = ""
     project_out: str = ""
+    attention_out_norm: str = ""
+    mlp_out_norm: str = ""
     q_norm: str = "self_attn.q_norm"
     k_norm: str = "self_attn.k_norm"
     lm_head: str = "lm_head"
@@ -51,6 +53,12 @@ LLAMA = WeightNames(
     mlp_in=("mlp.gate_proj", "mlp.up_proj"),
     mlp_out="mlp.down_proj",
     layer_buffers=("self_attn.rotary_emb.inv_freq",),
+)
+GEMMA3 = replace(
+    LLAMA,
+    attention_out_norm="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    mlp_out_norm="post_feedforward_layernorm",
 )
 OPT = WeightNames(
     base_model_prefix="model",
@@ -89,6 +97,7 @@ WEIGHT_NAMES = {
     "MistralForCausalLM": LLAMA,
     "Qwen2ForCausalLM": LLAMA,
     "Qwen3ForCausalLM": LLAMA,
+    "Gemma3ForCausalLM": GEMMA3,
     "OPTForCausalLM": OPT,
     "GPT2LMHeadModel": GPT2,
 }

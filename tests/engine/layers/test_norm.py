@@ -34,6 +34,17 @@ def test_norms_equal_torch(kind: Literal["rms_norm", "layer_norm"]) -> None:
     assert torch.equal(residual, total)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_offset_is_added_before_the_weight_is_rounded(dtype: torch.dtype) -> None:
+    """Gemma's checkpoints store w and mean 1 + w."""
+    config = dataclasses.replace(SHAPES["tiny"], norm_weight_offset=1.0)
+    norm = build_norm(config, ReferenceBackend(), dtype, CPU)
+    assert isinstance(norm, RMSNorm)
+    stored = torch.randn(64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    norm.weight_targets("n")["n.weight"].load(stored)
+    assert torch.equal(norm.weight, (1.0 + stored.float()).to(dtype))
+
+
 def test_the_norm_is_the_configured_one() -> None:
     kernels = ReferenceBackend()
     assert isinstance(build_norm(SHAPES["llama-13b"], kernels, torch.float32, CPU), RMSNorm)

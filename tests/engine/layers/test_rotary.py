@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -70,6 +71,13 @@ def test_table_equals_transformers(head_dim: int, scaling: RopeScaling | None, p
     table = build_cos_sin(config(head_dim, parameters["rope_theta"], scaling), torch.device("cpu"))
     assert table.dtype == torch.float32
     assert torch.equal(table, transformers_table(head_dim, parameters))
+
+
+def test_local_layers_have_a_base_of_their_own_and_no_scaling() -> None:
+    cpu = torch.device("cpu")
+    mixed = dataclasses.replace(config(16, 1e6, RopeScaling("linear", 8.0)), rope_local_theta=1e4)
+    assert torch.equal(build_cos_sin(mixed, cpu, local=True), build_cos_sin(config(16, 1e4, None), cpu))
+    assert torch.equal(build_cos_sin(mixed, cpu), build_cos_sin(config(16, 1e6, RopeScaling("linear", 8.0)), cpu))
 
 
 def test_one_divisor_a_frequency() -> None:

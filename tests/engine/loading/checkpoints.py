@@ -10,6 +10,8 @@ import gguf
 import numpy as np
 import torch
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -32,6 +34,7 @@ FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., PreTrainedModel]]] =
     "MistralForCausalLM": (MistralConfig, MistralForCausalLM),
     "Qwen2ForCausalLM": (Qwen2Config, Qwen2ForCausalLM),
     "Qwen3ForCausalLM": (Qwen3Config, Qwen3ForCausalLM),
+    "Gemma3ForCausalLM": (Gemma3TextConfig, Gemma3ForCausalLM),
     "OPTForCausalLM": (OPTConfig, OPTForCausalLM),
     "GPT2LMHeadModel": (GPT2Config, GPT2LMHeadModel),
 }
@@ -45,6 +48,14 @@ _LLAMA_SHAPE: dict[str, Any] = {
     "head_dim": 16,
     "max_position_embeddings": 128,
 }
+# Two local layers, a global one, a local one.
+_GEMMA3_SHAPE: dict[str, Any] = _LLAMA_SHAPE | {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "sliding_window": 7,
+    "sliding_window_pattern": 3,
+    "query_pre_attn_scalar": 24,
+}
 _OPT_SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "ffn_dim": 96,
@@ -55,10 +66,12 @@ _OPT_SHAPE: dict[str, Any] = {
 }
 _GPT2_SHAPE: dict[str, Any] = {"n_embd": 64, "n_inner": 96, "n_layer": 3, "n_head": 4, "n_positions": 128}
 
+_SHAPES = {"Gemma3ForCausalLM": _GEMMA3_SHAPE, "OPTForCausalLM": _OPT_SHAPE, "GPT2LMHeadModel": _GPT2_SHAPE}
+
 
 def hf_model(architecture: str, **overrides: Any) -> PreTrainedModel:
     """A tiny transformers model with random weights, norms and biases included."""
-    shape = {"OPTForCausalLM": _OPT_SHAPE, "GPT2LMHeadModel": _GPT2_SHAPE}.get(architecture, _LLAMA_SHAPE)
+    shape = _SHAPES.get(architecture, _LLAMA_SHAPE)
     make_config, make_model = FAMILIES[architecture]
     torch.manual_seed(0)
     model = make_model(make_config(**(_TOKENS | shape | overrides)))

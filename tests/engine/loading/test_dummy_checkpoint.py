@@ -33,6 +33,8 @@ PUBLISHED = {
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,
     "qwen2.5-7b": 7_615_616_512,
+    "gemma-3-270m": 268_098_176,
+    "gemma-3-1b": 999_885_952,
     "gpt2": 124_439_808,
     "gpt2-medium": 354_823_168,
     "gpt2-large": 774_030_080,
@@ -47,7 +49,7 @@ PUBLISHED = {
     "opt-66b": 65_719_701_504,
     "opt-175b": 174_604_468_224,
 }
-TINY = {"tiny", "tiny-opt", "tiny-gpt2"}
+TINY = {"tiny", "tiny-gemma3", "tiny-opt", "tiny-gpt2"}
 # The KV cache of one token in bytes at 16 bits a number; OPT-13B's 800 KB are the paper's (§3).
 KV_BYTES = {"opt-13b": 800 * 1024, "llama-13b": 800 * 1024, "llama-2-70b": 320 * 1024, "gpt2-xl": 300 * 1024}
 

@@ -70,6 +70,35 @@ GPT2: dict[str, Any] = {
     "n_positions": 1024,
     "vocab_size": 50257,
 }
+# As google/gemma-3-270m has it.
+GEMMA3: dict[str, Any] = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "_sliding_window_pattern": 6,
+    "attention_bias": False,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "final_logit_softcapping": None,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 640,
+    "intermediate_size": 2048,
+    "layer_types": [*["sliding_attention"] * 5, "full_attention"] * 3,
+    "max_position_embeddings": 32768,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 18,
+    "num_key_value_heads": 1,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000.0,
+    "rope_scaling": None,
+    "rope_theta": 1000000.0,
+    "sliding_window": 512,
+    "torch_dtype": "bfloat16",
+    "use_bidirectional_attention": False,
+    "vocab_size": 262144,
+}
 
 
 def read(folder: Path, fields: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:
@@ -144,8 +173,7 @@ def test_qwen2_window_only_where_it_is_used(tmp_path: Path) -> None:
     used = qwen | {"use_sliding_window": True}
     assert read(tmp_path, used | {"max_window_layers": 32}).sliding_window is None
     assert read(tmp_path, used | {"max_window_layers": 0}).sliding_window == 50
-    with pytest.raises(UnsupportedModelError, match="a sliding window on 12 of 32 layers"):
-        read(tmp_path, used | {"max_window_layers": 20})
+    assert read(tmp_path, used | {"max_window_layers": 20}).layer_windows == (None,) * 20 + (50,) * 12
 
 
 def test_qwen3_norms_heads_and_has_its_own_head_dim(tmp_path: Path) -> None:
@@ -153,9 +181,37 @@ def test_qwen3_norms_heads_and_has_its_own_head_dim(tmp_path: Path) -> None:
     assert (config.qk_norm, config.head_dim) == (True, 128)
 
 
-@pytest.mark.parametrize(("fields", "name"), [(OPT, "opt-350m"), (GPT2, "gpt2-xl")])
-def test_opt_and_gpt2_as_published(tmp_path: Path, fields: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize(("fields", "name"), [(OPT, "opt-350m"), (GPT2, "gpt2-xl"), (GEMMA3, "gemma-3-270m")])
+def test_models_as_published(tmp_path: Path, fields: dict[str, Any], name: str) -> None:
     assert read(tmp_path, fields) == dataclasses.replace(SHAPES[name], fingerprint="f")
+
+
+def test_gemma3_layers_without_layer_types_follow_the_pattern(tmp_path: Path) -> None:
+    fields = GEMMA3 | {"layer_types": None}
+    assert read(tmp_path, fields).layer_windows == SHAPES["gemma-3-270m"].layer_windows
+    every_third = read(tmp_path, fields | {"sliding_window_pattern": 3}).layer_windows
+    assert every_third == (512, 512, None) * 6
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 5.0, "rope_local_base_freq": 7.0},
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 7.0},
+            },
+            "rope_theta": None,
+            "rope_local_base_freq": None,
+        },
+    ],
+    ids=["transformers-4", "transformers-5"],
+)
+def test_gemma3_scales_the_rotation_of_global_layers_only(tmp_path: Path, spelling: dict[str, Any]) -> None:
+    config = read(tmp_path, GEMMA3 | spelling)
+    assert (config.rope_theta, config.rope_scaling) == (5.0, RopeScaling("linear", 8.0))
+    assert config.rope_local_theta == 7.0
 
 
 def test_opt_with_norms_before_and_without_projections(tmp_path: Path) -> None:
@@ -173,7 +229,7 @@ def test_gpt2_inner_width_is_four_times_the_hidden_one_unless_given(tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM is not supported; supported: GPT2LMHeadModel, Ll"),
+        ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM is not supported; supported: GPT2LMHeadModel, Gem"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope type 'yarn'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
@@ -181,6 +237,14 @@ def test_gpt2_inner_width_is_four_times_the_hidden_one_unless_given(tmp_path: Pa
         ({"hidden_act": "gelu"}, "activation 'gelu' of a gated MLP"),
         (OPT | {"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=False"),
         (OPT | {"activation_function": "silu"}, "activation 'silu' of a plain MLP"),
+        (GEMMA3 | {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        (GEMMA3 | {"attn_logit_softcapping": 50}, "attn_logit_softcapping=50"),
+        (GEMMA3 | {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        (GEMMA3 | {"layer_types": ["chunked_attention"] * 18}, "layer type 'chunked_attention'"),
+        (
+            GEMMA3 | {"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}},
+            "rope_parameters.sliding_attention.rope_type='yarn'",
+        ),
         (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights=False"),
         (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         (GPT2 | {"add_cross_attention": True}, "add_cross_attention=True"),
@@ -209,6 +273,8 @@ def test_unsupported_models_say_what_and_what_instead(tmp_path: Path, change: di
         (OPT | {"ffn_dim": None}, "ffn_dim is missing"),
         (OPT | {"word_embed_proj_dim": 0}, "embedding_dim=0 must be an integer from 1"),
         (OPT | {"enable_bias": 1}, "enable_bias=1 is not of type bool"),
+        (GEMMA3 | {"layer_types": ["full_attention"]}, "layer_types=['full_attention'] must be a list of 18 kinds"),
+        (GEMMA3 | {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern=0 must be at least 1"),
         (GPT2 | {"n_embd": None}, "n_embd is missing"),
         (GPT2 | {"n_head": 7}, "n_embd=1600 is no multiple of 7 heads"),
     ],

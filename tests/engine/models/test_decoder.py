@@ -47,6 +47,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-window": ("Qwen2ForCausalLM", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
     "qwen3": ("Qwen3ForCausalLM", {}),
     "qwen3-wide-heads": ("Qwen3ForCausalLM", {"head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3-two-windows": (
+        "Qwen3ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "gemma3": ("Gemma3ForCausalLM", {}),
+    "gemma3-untied-biases": ("Gemma3ForCausalLM", {"tie_word_embeddings": False, "attention_bias": True}),
+    "gemma3-rope-linear": ("Gemma3ForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    "gemma3-all-local": ("Gemma3ForCausalLM", {"layer_types": ["sliding_attention"] * 4}),
+    "gemma3-all-global": ("Gemma3ForCausalLM", {"layer_types": ["full_attention"] * 4}),
+    "gemma3-other-bases": (
+        "Gemma3ForCausalLM",
+        {
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            }
+        },
+    ),
     "opt": ("OPTForCausalLM", {}),
     "opt-untied": ("OPTForCausalLM", {"tie_word_embeddings": False}),
     "opt-post-norm": ("OPTForCausalLM", {"do_layer_norm_before": False}),
@@ -94,9 +112,9 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
     torch.testing.assert_close(chunked, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["OPTForCausalLM", "GPT2LMHeadModel"])
+@pytest.mark.parametrize("architecture", ["OPTForCausalLM", "GPT2LMHeadModel", "Gemma3ForCausalLM"])
 def test_native_kernels_equal_transformers(architecture: str, tmp_path: Path, cpu_kernels: KernelBackend) -> None:
-    """Without rotation, through the library."""
+    """Without rotation, and with windows that differ, through the library."""
     theirs = hf_model(architecture)
     with torch.no_grad():
         expected = theirs(torch.tensor([PROMPT])).logits[0]
@@ -131,7 +149,7 @@ def test_published_folders_of_the_bare_decoder_load(
         load(folder)
 
 
-@pytest.mark.parametrize("architecture", ["OPTForCausalLM", "GPT2LMHeadModel"])
+@pytest.mark.parametrize("architecture", ["OPTForCausalLM", "GPT2LMHeadModel", "Gemma3ForCausalLM"])
 def test_greedy_tokens_through_the_engine_equal_transformers(architecture: str, tmp_path: Path) -> None:
     """A max_model_len below the table of positions, chunks, and prompts of several lengths at once."""
     theirs = hf_model(architecture)
@@ -162,7 +180,7 @@ def test_greedy_tokens_through_the_engine_equal_transformers(architecture: str, 
     assert [output.outputs[0].token_ids for output in outputs] == expected
 
 
-@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "OPTForCausalLM", "GPT2LMHeadModel"])
+@pytest.mark.parametrize("architecture", ["Qwen3ForCausalLM", "Gemma3ForCausalLM", "OPTForCausalLM", "GPT2LMHeadModel"])
 def test_mixed_batches_of_prompts_and_decodes_equal_single_sequences(architecture: str, tmp_path: Path) -> None:
     model = load(save_hf(hf_model(architecture), tmp_path))
     prompts = [PROMPT[:9], PROMPT[9:30], PROMPT[30:]]
