@@ -2,11 +2,12 @@
 
 from engine.memory.accounting import MemoryUsage, measure_memory
 from engine.memory.block_allocator import BlockAllocator
+from engine.memory.block_copy import BlockCopy
 from engine.memory.block_hash import root_hash
 from engine.memory.block_table import BlockTable
 from engine.memory.buddy_allocator import BuddyAllocator, run_size
 from engine.memory.kv_cache import KVCache, make_kv_cache
-from engine.memory.kv_cache_manager import BlockCopy, KVCacheManager
+from engine.memory.kv_cache_manager import KVCacheManager
 from engine.memory.prefix_cache import PrefixCache
 from engine.memory.reservation import ReservationPolicy
 from engine.memory.reserving_manager import ReservingManager

@@ -7,8 +7,9 @@ from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 from engine.config import CacheConfig, EngineConfig
+from engine.memory.block_copy import BlockCopy
 from engine.memory.block_table import BlockTable
-from engine.memory.kv_cache_manager import BlockCopy, KVCacheManager
+from engine.memory.kv_cache_manager import KVCacheManager
 from engine.memory.reservation import ReservationPolicy
 from engine.memory.reserving_manager import ReservingManager
 from engine.sequence import Sequence, SequenceGroup

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import array
 from collections import Counter
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple
 
 from engine.config import CacheConfig
-from engine.memory.block_allocator import BlockAllocator
+from engine.memory.block_copy import BlockCopy
 from engine.memory.block_hash import hash_blocks
 from engine.memory.block_table import BlockTable
-from engine.memory.host_block_pool import HostBlockPool
-from engine.memory.prefix_cache import PrefixCache
+from engine.memory.device_block_pool import DeviceBlockPool
+from engine.memory.swap_space import SwapSpace
 from engine.sequence import Sequence, SequenceGroup
 
 # Blocks kept free when a group is admitted beside running ones, as a share of the pool: what the running groups
@@ -21,21 +19,8 @@ from engine.sequence import Sequence, SequenceGroup
 WATERMARK = 0.01
 
 
-class BlockCopy(NamedTuple):
-    """Copy a whole block before this step's writes: copy-on-write within the pool, or a swap to or from the host."""
-
-    source: int
-    destination: int
-
-
 class KVCacheManager:
     """Maps sequences to physical blocks. Nothing else changes a reference count or a block table.
-
-    A block's reference count is the number of block tables that name it. At 0 it is free; if the prefix cache knows
-    its content, it stays findable until it is handed out again, the least recently used first.
-
-    A swapped-out sequence's table names blocks of the host pool, which are counted in the same way; its pinned
-    blocks, which never leave the device, it goes on naming as `~block`.
 
     Ownership of a sequence's index range [0, num_tokens):
 
@@ -46,33 +31,29 @@ class KVCacheManager:
 
     def __init__(self, config: CacheConfig) -> None:
         self.config = config
-        self._allocator = BlockAllocator(config.num_blocks)
-        self._ref_counts = array.array("i", bytes(4 * config.num_blocks))
         self._tables: dict[int, BlockTable] = {}
-        self._host = HostBlockPool(config.num_swap_blocks)
-        self._swapped: dict[int, BlockTable] = {}
-        self._pinned: set[int] = set()
-        self._prefix_cache = PrefixCache() if config.enable_prefix_caching else None
+        self._pool = DeviceBlockPool(config.num_blocks, config.enable_prefix_caching)
+        self._swap_space = SwapSpace(config, self._pool, self._tables)
 
     @property
     def num_free_blocks(self) -> int:
         """Blocks that can be handed out now, cached ones included."""
-        return self._allocator.num_free
+        return self._pool.num_free
 
     def block_table(self, seq: Sequence) -> BlockTable:
         return self._tables[seq.seq_id]
 
     @property
     def num_free_swap_blocks(self) -> int:
-        return self._host.num_free
+        return self._swap_space.num_free
 
     @property
     def num_pinned_blocks(self) -> int:
-        return len(self._pinned)
+        return len(self._pool.pinned)
 
     def holds(self, seq: Sequence) -> bool:
         """Whether the sequence has a block table, on the device or swapped out."""
-        return seq.seq_id in self._tables or seq.seq_id in self._swapped
+        return seq.seq_id in self._tables or self._swap_space.holds(seq)
 
     # Admission
 
@@ -102,7 +83,7 @@ class KVCacheManager:
         """Whether `allocate` would succeed and leave `num_spare` blocks free."""
         # Hits that another sequence holds cost nothing; hits that lie free must be taken like any other.
         hits = self._match_prefix(seq, root_hash, num_tokens)
-        held = sum(not self._allocator.is_free(block) for block in hits)
+        held = sum(not self._pool.is_free(block) for block in hits)
         return self.config.blocks_for(num_tokens) - held + num_spare <= self.num_free_blocks
 
     def allocate(self, seq: Sequence, root_hash: bytes, num_tokens: int) -> int:
@@ -119,10 +100,10 @@ class KVCacheManager:
         hits = self._match_prefix(seq, root_hash, num_tokens)
         table = BlockTable(num_hashed_blocks=len(hits))
         for block in hits:
-            self._share(block)
+            self._pool.share(block)
             table.append(block)
         for _ in range(self.config.blocks_for(num_tokens) - len(hits)):
-            table.append(self._take_free())
+            table.append(self._pool.allocate())
         self._tables[seq.seq_id] = table
         seq.num_computed_tokens = len(hits) * self.config.block_size
         return seq.num_computed_tokens
@@ -145,7 +126,7 @@ class KVCacheManager:
                 # Of the tables that share a block, all that write copy it, but for the last remaining holder.
                 num_before = writers.get(block, 0)
                 writers[block] = num_before + 1
-                needed += num_before + 1 < self._ref_counts[block]
+                needed += num_before + 1 < self._pool.ref_counts[block]
         return needed
 
     def append(self, seq: Sequence, num_new: int) -> list[BlockCopy]:
@@ -159,13 +140,13 @@ class KVCacheManager:
         block_size = self.config.block_size
         copies = []
         index = seq.num_computed_tokens // block_size
-        if index < len(table) and self._ref_counts[table[index]] > 1:
-            copy = BlockCopy(table[index], self._take_free())
-            self._release(copy.source)
+        if index < len(table) and self._pool.ref_counts[table[index]] > 1:
+            copy = BlockCopy(table[index], self._pool.allocate())
+            self._pool.release(copy.source)
             table[index] = copy.destination  # copy-on-write (§4.4)
             copies.append(copy)
         while len(table) * block_size < seq.num_computed_tokens + num_new:
-            table.append(self._take_free())
+            table.append(self._pool.allocate())
         return copies
 
     def cache_full_blocks(self, seq: Sequence, root_hash: bytes, num_tokens: int | None = None) -> None:
@@ -174,7 +155,8 @@ class KVCacheManager:
         Args:
             num_tokens: only blocks of these leading tokens; None means of all that are computed.
         """
-        if self._prefix_cache is None:
+        prefix_cache = self._pool.prefix_cache
+        if prefix_cache is None:
             return
         table = self._tables[seq.seq_id]
         computed = seq.num_computed_tokens
@@ -182,7 +164,7 @@ class KVCacheManager:
         if num_full > table.num_hashed_blocks:
             self._hash(seq, root_hash, num_full)
             for index in range(table.num_hashed_blocks, num_full):
-                self._prefix_cache.insert(seq.block_hashes[index], table[index])
+                prefix_cache.insert(seq.block_hashes[index], table[index])
             table.num_hashed_blocks = num_full
 
     # Sharing and release
@@ -193,7 +175,7 @@ class KVCacheManager:
         table = self._tables[parent.seq_id]
         assert len(table) == self.config.blocks_for(parent.num_computed_tokens), "fork of unwritten blocks"
         for block in table.blocks.tolist():
-            self._ref_counts[block] += 1
+            self._pool.share(block)
         self._tables[child.seq_id] = table.fork()
         child.num_computed_tokens = parent.num_computed_tokens
         num_common = child.num_computed_tokens // self.config.block_size
@@ -202,48 +184,68 @@ class KVCacheManager:
     def hand_over(self, seq: Sequence, heir: Sequence) -> None:
         """Give all of a sequence's blocks to one without any, whose tokens are the same as far as they are computed."""
         assert not self.holds(heir)
-        tables = self._tables if seq.seq_id in self._tables else self._swapped
-        tables[heir.seq_id] = tables.pop(seq.seq_id)
+        if seq.seq_id in self._tables:
+            self._tables[heir.seq_id] = self._tables.pop(seq.seq_id)
+        else:
+            self._swap_space.hand_over(seq, heir)
         heir.num_computed_tokens = seq.num_computed_tokens
         heir.block_hashes = seq.block_hashes[: seq.num_computed_tokens // self.config.block_size]
 
     def free(self, seq: Sequence) -> None:
         """Drop a sequence's references; a no-op if it holds none."""
-        swapped = self._swapped.pop(seq.seq_id, None)
-        if swapped is not None:
-            self._release_swapped(swapped)
+        self._swap_space.free(seq)
         table = self._tables.pop(seq.seq_id, None)
         if table is None:
             return
         # The tail first: of a cached chain, the end is the least useful and goes first.
         for block in reversed(table.blocks.tolist()):
-            self._release(block)
+            self._pool.release(block)
 
     def pin(self, seq: Sequence) -> None:
         """Keep a sequence's blocks on the device for good: no preemption takes them (a named shared prefix, §4.4)."""
-        self._pinned.update(self._tables[seq.seq_id].blocks.tolist())
+        self._pool.pinned.update(self._tables[seq.seq_id].blocks.tolist())
 
     # Swapping (§4.5). A group goes out and comes in whole.
 
     def swap_blocks(self, seqs: Iterable[Sequence]) -> list[int]:
         """Distinct device blocks with computed tokens that swapping these sequences out would copy."""
-        blocks: dict[int, None] = {}
-        for seq in seqs:
-            if seq.seq_id in self._tables:
-                num_computed = self.config.blocks_for(seq.num_computed_tokens)
-                blocks.update(dict.fromkeys(self._tables[seq.seq_id].blocks[:num_computed].tolist()))
-        return [block for block in blocks if block not in self._pinned]
+        return self._swap_space.blocks_of(seqs)
+
+    def can_swap_out(self, seqs: SequenceOf[Sequence]) -> bool:
+        return len(self.swap_blocks(seqs)) <= self.num_free_swap_blocks
+
+    def swap_out(self, seqs: SequenceOf[Sequence]) -> list[BlockCopy]:
+        """Move a group's computed blocks to the host, each once, sharing kept; the caller has checked `can_swap_out`.
+
+        Returns:
+            Copies (device block, host block) that must happen before this step writes anything.
+        """
+        return self._swap_space.swap_out(seqs)
+
+    def num_blocks_to_swap_in(self, seqs: Iterable[Sequence]) -> int:
+        """Free device blocks that `swap_in` takes."""
+        return self._swap_space.num_blocks_to_swap_in(seqs)
+
+    def swap_in(self, seqs: SequenceOf[Sequence]) -> list[BlockCopy]:
+        """Bring a group back: full blocks that are still cached are shared again, the rest is copied, each once.
+
+        Returns:
+            Copies (host block, device block) that must happen before this step reads or writes anything.
+        """
+        return self._swap_space.swap_in(seqs)
+
+    # What preempting a group would set free, and what of it others keep
 
     def num_exclusive_blocks(self, seqs: SequenceOf[Sequence]) -> int:
         """Distinct device blocks that nobody but these sequences names: what preempting them sets free."""
-        return sum(self._ref_counts[block] == count for block, count in self._named_by(seqs).items())
+        return sum(self._pool.ref_counts[block] == count for block, count in self._named_by(seqs).items())
 
     def num_blocks_held_by_others(self, seqs: SequenceOf[Sequence], num_blocks: int) -> int:
         """Of the first sequence's leading `num_blocks`, those that sequences other than these name too."""
         named = self._named_by(seqs)
         first = next((self._tables[seq.seq_id] for seq in seqs if seq.seq_id in self._tables), BlockTable())
         leading = first.blocks[:num_blocks].tolist()
-        return sum(self._ref_counts[block] > named[block] for block in leading)
+        return sum(self._pool.ref_counts[block] > named[block] for block in leading)
 
     def _named_by(self, seqs: SequenceOf[Sequence]) -> Counter[int]:
         named: Counter[int] = Counter()
@@ -252,107 +254,9 @@ class KVCacheManager:
                 named.update(self._tables[seq.seq_id].blocks.tolist())
         return named
 
-    def can_swap_out(self, seqs: SequenceOf[Sequence]) -> bool:
-        return len(self.swap_blocks(seqs)) <= self._host.num_free
-
-    def swap_out(self, seqs: SequenceOf[Sequence]) -> list[BlockCopy]:
-        """Move a group's computed blocks to the host, each once, sharing kept; the caller has checked `can_swap_out`.
-
-        Returns:
-            Copies (device block, host block) that must happen before this step writes anything.
-        """
-        host_of = {block: self._host.allocate() for block in self.swap_blocks(seqs)}
-        for seq in seqs:
-            table = self._tables.pop(seq.seq_id, None)
-            if table is None:
-                continue  # not yet forked: its trunk's blocks are all it has
-            num_computed = self.config.blocks_for(seq.num_computed_tokens)
-            swapped = BlockTable()
-            for block in reversed(table.blocks.tolist()[num_computed:]):
-                self._release(block)
-            for block in table.blocks.tolist()[:num_computed]:
-                if block in self._pinned:
-                    swapped.append(~block)
-                else:
-                    self._host.share(host_of[block])
-                    swapped.append(host_of[block])
-            self._swapped[seq.seq_id] = swapped
-            for block in reversed(table.blocks.tolist()[:num_computed]):
-                if block not in self._pinned:
-                    self._release(block)
-        return [BlockCopy(device, host) for device, host in host_of.items()]
-
-    def num_blocks_to_swap_in(self, seqs: Iterable[Sequence]) -> int:
-        """Free device blocks that `swap_in` takes: hits that lie free count, those that are held do not."""
-        hosts = {host: index for seq in seqs for index, host in self._host_blocks(seq)}
-        cached = self._cached_on_device(seqs)
-        return sum(host not in cached or self._allocator.is_free(cached[host]) for host in hosts)
-
-    def swap_in(self, seqs: SequenceOf[Sequence]) -> list[BlockCopy]:
-        """Bring a group back: full blocks that are still cached are shared again, the rest is copied, each once.
-
-        Returns:
-            Copies (host block, device block) that must happen before this step reads or writes anything.
-        """
-        device_of = self._cached_on_device(seqs)
-        for block in device_of.values():
-            self._share(block)
-        copies = []
-        for seq in seqs:
-            for _, host in self._host_blocks(seq):
-                if host not in device_of:
-                    device_of[host] = self._take_free()
-                    copies.append(BlockCopy(host, device_of[host]))
-        # One reference was taken for each block above; each table now takes its own, and those are dropped.
-        for seq in seqs:
-            swapped = self._swapped.pop(seq.seq_id, None)
-            if swapped is None:
-                continue
-            table = BlockTable()
-            for entry in swapped.blocks.tolist():
-                block = ~entry if entry < 0 else device_of[entry]
-                self._ref_counts[block] += entry >= 0
-                table.append(block)
-            self._tables[seq.seq_id] = table
-            self._host.release(entry for entry in swapped.blocks.tolist() if entry >= 0)
-        for block in device_of.values():
-            self._release(block)
-        return copies
-
-    def _host_blocks(self, seq: Sequence) -> list[tuple[int, int]]:
-        """(index in the table, host block) of a swapped-out sequence."""
-        swapped = self._swapped.get(seq.seq_id)
-        if swapped is None:
-            return []
-        return [(index, entry) for index, entry in enumerate(swapped.blocks.tolist()) if entry >= 0]
-
-    def _cached_on_device(self, seqs: Iterable[Sequence]) -> dict[int, int]:
-        """Host block → device block with the same content, where the prefix cache still knows one."""
-        cached: dict[int, int] = {}
-        if self._prefix_cache is not None:
-            for seq in seqs:
-                for index, host in self._host_blocks(seq):
-                    if index < len(seq.block_hashes) and host not in cached:
-                        block = self._prefix_cache.find(seq.block_hashes[index])
-                        if block is not None:
-                            cached[host] = block
-        return cached
-
-    def _release_swapped(self, swapped: BlockTable) -> None:
-        entries = swapped.blocks.tolist()
-        self._host.release(entry for entry in entries if entry >= 0)
-        for entry in entries:
-            if entry < 0:
-                self._release(~entry)
-
     def reset_prefix_cache(self) -> None:
         """Forget all cached content but the pinned; blocks in use stay with their sequences."""
-        if self._prefix_cache is not None:
-            pinned = {block: self._prefix_cache.hash_of(block) for block in self._pinned}
-            self._prefix_cache.clear()
-            for block, block_hash in pinned.items():
-                if block_hash is not None:
-                    self._prefix_cache.insert(block_hash, block)
+        self._pool.reset_prefix_cache()
 
     # Internals
 
@@ -366,55 +270,18 @@ class KVCacheManager:
 
     def _match_prefix(self, seq: Sequence, root_hash: bytes, num_tokens: int) -> list[int]:
         """Cached blocks of the longest cached prefix, short of the block that holds token `num_tokens - 1`."""
-        hits: list[int] = []
-        if self._prefix_cache is None:
-            return hits
+        if self._pool.prefix_cache is None:
+            return []
         limit = (num_tokens - 1) // self.config.block_size
         self._hash(seq, root_hash, limit)
-        for block_hash in seq.block_hashes[:limit]:
-            block = self._prefix_cache.find(block_hash)
-            if block is None:
-                break
-            hits.append(block)
-        return hits
-
-    def _share(self, block: int) -> None:
-        if self._ref_counts[block] == 0:
-            self._allocator.take(block)
-        self._ref_counts[block] += 1
-
-    def _take_free(self) -> int:
-        block = self._allocator.allocate()
-        if self._prefix_cache is not None:
-            self._prefix_cache.remove(block)
-        self._ref_counts[block] = 1
-        return block
-
-    def _release(self, block: int) -> None:
-        self._ref_counts[block] -= 1
-        assert self._ref_counts[block] >= 0
-        if self._ref_counts[block] == 0:
-            cached = self._prefix_cache is not None and self._prefix_cache.hash_of(block) is not None
-            self._allocator.free(block, reuse_last=cached)
+        return self._pool.find_prefix(seq.block_hashes[:limit])
 
     def check_invariants(self) -> None:
         """Raise AssertionError unless every block is accounted for exactly once. O(blocks)."""
-        named: Counter[int] = Counter()
+        named = self._swap_space.pinned_names()
         for table in self._tables.values():
             blocks = table.blocks.tolist()
             assert len(set(blocks)) == len(blocks), "a table names a block twice"
             named.update(blocks)
-        on_host: Counter[int] = Counter()
-        for table in self._swapped.values():
-            entries = table.blocks.tolist()
-            on_host.update(entry for entry in entries if entry >= 0)
-            named.update(~entry for entry in entries if entry < 0)
-        assert self._tables.keys().isdisjoint(self._swapped)
-        assert all(named[block] > 0 for block in self._pinned), "a pinned block is held by nobody"
-        self._host.check_invariants(on_host)
-        free = self._allocator.free_blocks()
-        assert len(free) == self._allocator.num_free == len(set(free))
-        assert all(self._ref_counts[block] == named[block] for block in range(self.config.num_blocks))
-        assert set(free) == {block for block in range(self.config.num_blocks) if named[block] == 0}
-        if self._prefix_cache is not None:
-            self._prefix_cache.check_invariants()
+        self._pool.check_invariants(named)
+        self._swap_space.check_invariants()

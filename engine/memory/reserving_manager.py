@@ -7,9 +7,9 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from engine.config import CacheConfig
+from engine.memory.block_copy import BlockCopy
 from engine.memory.block_table import BlockTable
 from engine.memory.buddy_allocator import BuddyAllocator, run_size
-from engine.memory.kv_cache_manager import BlockCopy
 from engine.memory.reservation import ReservationPolicy
 from engine.sequence import Sequence, SequenceGroup
 
