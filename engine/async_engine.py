@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 OnStep = Callable[[list[SequenceOutput]], None]
 
-# A step that takes longer than this while work is waiting means that the device hangs.
+# Work without a completed step for this long means that the engine hangs: a whole prompt of a large model fits in.
 HANG_S = 300.0
 
 
@@ -46,7 +46,8 @@ class AsyncLLMEngine:
         self._stopping = False
         self._error: BaseException | None = None
         self._stats = engine.stats()
-        self._step_began: float | None = None
+        # Since when a step has been due: since the last one, or since work came. None while there is no work.
+        self._step_due_since: float | None = None
         self._thread: threading.Thread | None = None
         self._request_ids = itertools.count()
 
@@ -163,14 +164,14 @@ class AsyncLLMEngine:
         return self._stats
 
     def check_health(self) -> None:
-        """Raise EngineDeadError if the engine thread has ended or hangs in a step."""
+        """Raise EngineDeadError if the engine thread has ended, or has work and completes no step."""
         if self._error is not None:
             raise EngineDeadError(f"the engine failed: {self._error!r}")
         if self._thread is None or not self._thread.is_alive():
             raise EngineDeadError("the engine is not running")
-        began = self._step_began
-        if began is not None and time.monotonic() - began > HANG_S:
-            raise EngineDeadError(f"the engine's step has taken more than {HANG_S:.0f} s")
+        due_since = self._step_due_since
+        if due_since is not None and (waited_s := time.monotonic() - due_since) > HANG_S:
+            raise EngineDeadError(f"the engine has work but has completed no step for {waited_s:.0f} s")
 
     def _make_request(
         self, prompt: str | Sequence[int], sampling_params: SamplingParams, request_id: str | None
@@ -193,11 +194,13 @@ class AsyncLLMEngine:
     def _run(self) -> None:
         try:
             while self._wait_for_work():
+                self._step_due_since = self._step_due_since or time.monotonic()
+                num_steps = self._stats.num_steps
                 outputs = self._apply_commands()
-                self._step_began = time.monotonic()
                 outputs += self._engine.step()
-                self._step_began = None
                 self._publish(outputs)
+                if self._stats.num_steps > num_steps or not self._engine.has_unfinished_requests:
+                    self._step_due_since = None
         except BaseException as error:
             logger.exception("the engine failed")
             self._error = error

@@ -24,8 +24,6 @@ logger = logging.getLogger("ray.serve")
 _LOAD_INTERVAL_S = 0.005
 # How soon a failed engine is noticed.
 _WATCH_INTERVAL_S = 0.25
-# Work without a completed step for this long means that the engine hangs: a whole prompt of a large model fits in.
-_STALL_S = 300.0
 # An ABORT can overtake its Serve call; so many per ingress are remembered.
 _REMEMBERED_ABORTS = 4096
 
@@ -50,7 +48,7 @@ class Engine(Protocol):
         ...
 
     def check_health(self) -> None:
-        """Raise EngineDeadError if the engine has failed."""
+        """Raise EngineDeadError if the engine has failed, or has work and completes no step."""
         ...
 
     def shutdown(self) -> None:
@@ -112,7 +110,6 @@ class ReplicaService:
         self._admissions: dict[str, list[tuple[int, int]]] = {}
         self._load_due = False
         self._reported: EngineStats | None = None
-        self._progress = (-1, 0.0)
         self._dead: EngineDeadError | None = None
         self._closed = False
 
@@ -134,13 +131,6 @@ class ReplicaService:
     def check_health(self) -> None:
         """Raise EngineDeadError if the engine has failed, or has work and completes no step."""
         self._engine.check_health()
-        stats, now_s = self._engine.stats(), time.monotonic()
-        idle = not (stats.num_running or stats.num_waiting)
-        num_steps, since_s = self._progress
-        if idle or stats.num_steps != num_steps:
-            self._progress = (stats.num_steps, now_s)
-        elif now_s - since_s > _STALL_S:
-            raise EngineDeadError(f"the engine has work but has completed no step for {now_s - since_s:.0f} s")
 
     async def generate(
         self, request: EngineRequest, *, ingress_id: str, attempt: int, waited_s: float = 0.0

@@ -143,6 +143,36 @@ def test_a_failing_device_ends_every_request_and_says_so() -> None:
     engine.shutdown()
 
 
+def test_work_without_a_completed_step_is_unhealthy_and_idleness_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    device_works = threading.Event()
+
+    class Hanging(CheckingExecutor):
+        def execute(self, output: SchedulerOutput) -> SamplerOutput:
+            device_works.wait()
+            return super().execute(output)
+
+    monkeypatch.setattr("engine.async_engine.HANG_S", 0.05)
+    llm_engine, _executor = make_engine()
+    llm_engine._executor = Hanging(llm_engine.cache_config, llm_engine.config)
+    engine = AsyncLLMEngine(llm_engine)
+    engine.start()
+    engine.abort("unknown")
+    time.sleep(0.1)
+    engine.check_health()
+    outputs: list[SequenceOutput] = []
+    engine._on_step = outputs.extend
+    engine.add_request(make_request("a", [1], max_tokens=2))
+    time.sleep(0.1)
+    with pytest.raises(EngineDeadError, match="completed no step"):
+        engine.check_health()
+    device_works.set()
+    wait_for(lambda: any(output.request_finished for output in outputs))
+    wait_for(lambda: engine._step_due_since is None)
+    time.sleep(0.1)
+    engine.check_health()
+    engine.shutdown()
+
+
 def test_shutdown_aborts_what_is_left_and_ends_the_thread(engine: AsyncLLMEngine) -> None:
     outputs: list[SequenceOutput] = []
     engine.start(outputs.extend)

@@ -250,16 +250,6 @@ async def test_a_dead_engine_fails_its_calls_and_moves_its_requests(world: World
         world.service.check_health()
 
 
-async def test_work_without_progress_is_unhealthy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.replica.service._STALL_S", 0.01)
-    world.service.check_health()
-    world.engine._stats = replace(world.engine._stats, num_waiting=1)
-    world.service.check_health()
-    await asyncio.sleep(0.02)
-    with pytest.raises(EngineDeadError, match="completed no step"):
-        world.service.check_health()
-
-
 async def test_closing_tells_the_ingresses_to_move(world: World) -> None:
     ingress = await world.connect("ingress")
     call = world.call("ingress", 1)
