@@ -213,6 +213,15 @@ QUIRE_API int quire_paged_attention_workspace(const QuirePagedAttentionParams* p
 QUIRE_API const char* quire_cpu_isa(void);
 QUIRE_API int quire_cpu_set_isa(const char* name);
 
+/* CPU library only: what the machine can do at most, whatever instruction set is in use. The memory's read bandwidth over
+ * `bytes` (take several times the last-level cache), and the rate of a dot product's multiplications and additions from
+ * registers: float32 FMA, VDPBF16PS, and VPDPBUSD or, without it, VPMADDUBSW with VPMADDWD. QUIRE_UNSUPPORTED where
+ * there is no such instruction. Each takes the fastest of several tries, a tenth of a second or so. */
+typedef enum QuireRateKind { QUIRE_RATE_FLOAT32 = 0, QUIRE_RATE_BFLOAT16 = 1, QUIRE_RATE_INT8 = 2 } QuireRateKind;
+
+QUIRE_API int quire_cpu_measure_bandwidth(int64_t bytes, int32_t num_threads, double* bytes_per_s);
+QUIRE_API int quire_cpu_measure_rate(int32_t kind, int32_t num_threads, double* operations_per_s);
+
 #ifdef __cplusplus
 }
 #endif
