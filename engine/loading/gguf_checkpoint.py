@@ -23,7 +23,7 @@ _STORED_BYTES = {"F16": 2, "BF16": 2}  # per element as yielded; everything else
 
 
 class GGUFCheckpoint(Checkpoint):
-    """A GGUF file of the Llama family. Quantised weights are dequantised to float32."""
+    """A GGUF file of the Llama family or of Gemma 3. Quantised weights are dequantised to float32."""
 
     def __init__(self, source: str, path: Path) -> None:
         super().__init__(source, name=path.stem)
@@ -52,7 +52,7 @@ class GGUFCheckpoint(Checkpoint):
         for tensor in self._file.tensors.values():
             if tensor.name == ROPE_FACTORS:
                 continue
-            name = hf_weight_name(self.path, tensor.name)
+            name = hf_weight_name(self.path, config.architecture, tensor.name)
             weight = dequantize(self._file.data, tensor)
             num_heads = next((heads for part, heads in permuted.items() if part in name), None)
             if num_heads is not None:

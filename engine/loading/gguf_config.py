@@ -6,11 +6,17 @@ import struct
 from pathlib import Path
 
 from engine.errors import ConfigError, ModelLoadError, UnsupportedModelError
+from engine.loading.gguf_config_gemma import as_gemma3
 from engine.loading.gguf_reader import GGUFFile
 from engine.model_config import ModelConfig, RopeScaling
 
 # Mistral models are written as "llama".
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
 
 _TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -30,16 +36,22 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA3_LAYER_NAMES = _LAYER_NAMES | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 ROPE_FACTORS = "rope_freqs.weight"  # read into the configuration, not a weight of the model
 
 
-def hf_weight_name(path: Path, name: str) -> str:
+def hf_weight_name(path: Path, architecture: str, name: str) -> str:
     """ "blk.3.attn_q.weight" → "model.layers.3.self_attn.q_proj.weight"; an unknown name is a ModelLoadError."""
     if name in _TOP_NAMES:
         return _TOP_NAMES[name]
+    layer_names = _GEMMA3_LAYER_NAMES if architecture == "Gemma3ForCausalLM" else _LAYER_NAMES
     parts = name.split(".")
-    if len(parts) == 4 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in _LAYER_NAMES:
-        return f"model.layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
+    if len(parts) == 4 and parts[0] == "blk" and parts[1].isdecimal() and parts[2] in layer_names:
+        return f"model.layers.{parts[1]}.{layer_names[parts[2]]}.{parts[3]}"
     raise ModelLoadError(f"{path}: tensor {name} has no place in the supported architectures")
 
 
@@ -53,7 +65,8 @@ def read_gguf_config(file: GGUFFile, fingerprint: str) -> ModelConfig:
     if (file.get("split.count", int) or 1) > 1:
         raise UnsupportedModelError(f"{file.path}: a model split over several files", ["one GGUF file a model"])
     try:
-        return _model_config(file, kind, fingerprint)
+        config = _model_config(file, kind, fingerprint)
+        return as_gemma3(file, config) if kind == "gemma3" else config
     except ConfigError as error:
         raise ModelLoadError(f"{file.path}: {error}") from error
 

@@ -92,8 +92,9 @@ def save_hf(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
 
 
 def gguf_names(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
-    """Hugging Face weights under GGUF's names, by the gguf package's own table; Llama's Q and K permuted."""
-    arch = {"Llama": "LLAMA", "Qwen2": "QWEN2", "Qwen3": "QWEN3"}[config.architecture.removesuffix("ForCausalLM")]
+    """Hugging Face weights under GGUF's names, by the gguf package's own table, changed as llama.cpp's conversion does:
+    Llama's Q and K permuted, 1 added to Gemma's norms."""
+    arch = config.architecture.removesuffix("ForCausalLM").upper()
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch], config.num_layers)
     out: dict[str, np.ndarray[Any, Any]] = {}
     for name, weight in weights.items():
@@ -102,6 +103,8 @@ def gguf_names(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict
             values = _permute(values, config.num_heads)
         if arch == "LLAMA" and "k_proj" in name:
             values = _permute(values, config.num_kv_heads)
+        if arch == "GEMMA3" and name.endswith("norm.weight"):
+            values = values + np.float32(1)
         renamed = table.get_name(name, try_suffixes=(".weight", ".bias"))
         assert renamed is not None, name
         out[renamed] = np.ascontiguousarray(values)
@@ -135,6 +138,9 @@ def write_gguf(
     writer.add_value_length(config.head_dim)
     writer.add_layer_norm_rms_eps(config.norm_eps)
     writer.add_rope_freq_base(config.rope_theta)
+    windows = {window for window in config.layer_windows if window is not None}
+    if windows:
+        writer.add_sliding_window(windows.pop())
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     if extend is not None:

@@ -21,7 +21,12 @@ from tests.engine.models.paged import PagedRunner, prompt_logits
 
 F16 = gguf.GGMLQuantizationType.F16
 F32 = gguf.GGMLQuantizationType.F32
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+ARCHITECTURES = {
+    "LlamaForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma3ForCausalLM": "gemma3",
+}
 PROMPT = torch.randint(0, 256, (21,), generator=torch.Generator().manual_seed(5)).tolist()
 
 
@@ -70,6 +75,86 @@ def test_the_same_model_as_a_folder_and_as_gguf(tmp_path: Path, architecture: st
     assert checkpoint.num_weight_bytes == sum(weight.nbytes for weight in weights.values())
 
 
+def logits_of(source: Path) -> torch.Tensor:
+    checkpoint = open_checkpoint(str(source))
+    model = load_model(checkpoint, checkpoint.model_config(), ReferenceBackend(), torch.float32, torch.device("cpu"))
+    return prompt_logits(model, PROMPT)
+
+
+GEMMA3: dict[str, Any] = {
+    "num_hidden_layers": 7,
+    "sliding_window_pattern": 6,
+    "query_pre_attn_scalar": 32,
+}  # 32: the heads' dimension
+
+
+def test_gemma3_as_a_folder_and_as_gguf(tmp_path: Path) -> None:
+    """The file does not say where global layers are, how local ones rotate, nor that its norms have the 1 added."""
+    folder, path, config = convert(tmp_path, "Gemma3ForCausalLM", **GEMMA3)
+    read = open_checkpoint(str(path)).model_config()
+    same: dict[str, Any] = {"fingerprint": "", "norm_eps": config.norm_eps}
+    assert dataclasses.replace(read, **same) == dataclasses.replace(config, norm_weight_offset=0.0, **same)
+    assert read.layer_windows == (7, 7, 7, 7, 7, None, 7)
+    torch.testing.assert_close(logits_of(path), logits_of(folder), atol=1e-5, rtol=1e-5)
+
+
+def test_gemma3_scales_the_rotation_of_global_layers_only(tmp_path: Path) -> None:
+    def extend(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(8.0)
+
+    rope: dict[str, Any] = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}
+    folder, path, _ = convert(tmp_path, "Gemma3ForCausalLM", extend=extend, **GEMMA3, **rope)
+    torch.testing.assert_close(logits_of(path), logits_of(folder), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", [3, [True, True, False, True, True, False, True]])
+def test_gemma3_patterns_and_bases_that_newer_files_name(tmp_path: Path, pattern: int | list[bool]) -> None:
+    def extend(writer: gguf.GGUFWriter) -> None:
+        writer.add_sliding_window_pattern(pattern)
+        writer.add_rope_freq_base_swa(50.0)
+
+    _, path, _ = convert(tmp_path, "Gemma3ForCausalLM", extend=extend, **GEMMA3)
+    config = open_checkpoint(str(path)).model_config()
+    assert config.layer_windows == (7, 7, None, 7, 7, None, 7)
+    assert config.rope_local_theta == 50.0
+
+
+def test_gemma3_patterns_that_fit_no_model_are_named(tmp_path: Path) -> None:
+    _, path, _ = convert(
+        tmp_path, "Gemma3ForCausalLM", extend=lambda writer: writer.add_sliding_window_pattern([True, False]), **GEMMA3
+    )
+    with pytest.raises(ModelLoadError, match=r"sliding_window_pattern=\[True, False\] must be positive, or a list"):
+        open_checkpoint(str(path)).model_config()
+
+
+def test_gemma3_with_capped_logits_is_refused(tmp_path: Path) -> None:
+    _, path, _ = convert(
+        tmp_path, "Gemma3ForCausalLM", extend=lambda writer: writer.add_final_logit_softcapping(30.0), **GEMMA3
+    )
+    with pytest.raises(UnsupportedModelError, match=r"gemma3\.final_logit_softcapping=30\.0"):
+        open_checkpoint(str(path)).model_config()
+
+
+def test_gemma3_turns_end_by_their_spelling_where_the_file_names_no_token(tmp_path: Path) -> None:
+    def extend(writer: gguf.GGUFWriter) -> None:
+        writer.add_token_list(["<pad>", "<bos>", "<eos>", "<end_of_turn>"])
+
+    _, path, _ = convert(tmp_path, "Gemma3ForCausalLM", extend=extend, **GEMMA3)
+    assert open_checkpoint(str(path)).model_config().eos_token_ids == (2, 3)
+
+
+def test_the_scores_of_gemma3_27b_are_scaled_by_its_width_over_its_heads(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 62,
+        "query_pre_attn_scalar": 8,
+    }
+    _, path, config = convert(tmp_path, "Gemma3ForCausalLM", **shape)
+    assert open_checkpoint(str(path)).model_config().query_scale == config.query_scale == 8**-0.5
+
+
 def test_llama3_factors_are_applied(tmp_path: Path) -> None:
     """GGUF stores Llama 3.1's rule as one divisor a frequency; the logits must be those of the rule."""
     rope = {
@@ -89,15 +174,10 @@ def test_llama3_factors_are_applied(tmp_path: Path) -> None:
         tensors["rope_freqs.weight"] = factors
 
     folder, path, _ = convert(tmp_path, change=add_factors, rope_parameters=rope)
-    logits = []
-    for source in (folder, path):
-        checkpoint = open_checkpoint(str(source))
-        config = checkpoint.model_config()
-        model = load_model(checkpoint, config, ReferenceBackend(), torch.float32, torch.device("cpu"))
-        logits.append(prompt_logits(model, PROMPT))
-    assert config.rope_scaling is not None
-    assert config.rope_scaling.kind == "per_frequency"
-    torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
+    scaling = open_checkpoint(str(path)).model_config().rope_scaling
+    assert scaling is not None
+    assert scaling.kind == "per_frequency"
+    torch.testing.assert_close(logits_of(path), logits_of(folder), atol=1e-4, rtol=1e-4)
 
 
 def test_linear_rope_scaling(tmp_path: Path) -> None:
@@ -132,7 +212,7 @@ def test_unsupported_features(tmp_path: Path, extend: Callable[[gguf.GGUFWriter]
 def test_an_unknown_architecture_lists_the_known(tmp_path: Path) -> None:
     config = open_checkpoint("dummy:tiny").model_config()
     path = write_gguf(tmp_path / "m.gguf", "bert", config, {"token_embd.weight": np.zeros((4, 4), np.float32)})
-    with pytest.raises(UnsupportedModelError, match="'bert' is not supported; supported: llama, qwen2, qwen3"):
+    with pytest.raises(UnsupportedModelError, match="'bert' is not supported; supported: gemma3, llama, qwen2, qwen3"):
         open_checkpoint(str(path)).model_config()
 
 

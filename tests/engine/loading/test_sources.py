@@ -48,7 +48,7 @@ def test_a_config_beside_one_gguf_file_only_describes_it(tmp_path: Path) -> None
         ("package:string", "is a module, not a package"),
         ("s3://bucket/prefix", "s3: sources are not available in this version"),
         ("hf:org/name", "hf: sources are not available in this version"),
-        ("dummy:no-such-shape", "neither a file nor one of gpt2, gpt2-large"),
+        ("dummy:no-such-shape", "neither a file nor one of gemma-3-1b, gemma-3-270m, gpt2"),
     ],
 )
 def test_errors_name_the_source(source: str, message: str) -> None:
