@@ -48,7 +48,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         raise UnsupportedModelError(f"{where}: tokenizer model {kind!r}", ["gpt2", "llama"])
     backend.add_tokens(
         [
-            AddedToken(token, normalized=False, special=kind is not TokenType.USER_DEFINED)
+            AddedToken(token, normalized=False, special=kind != TokenType.USER_DEFINED)
             for token, kind in zip(fields.tokens, fields.types, strict=True)
             if kind in (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.USER_DEFINED)
         ]

@@ -131,6 +131,14 @@ def test_sentencepiece_merges_by_score_and_falls_back_to_bytes() -> None:
     assert [tokens[i] for i in tokenizer.encode("hello<|tool|>", add_special_tokens=False)] == ["▁hello", "<|tool|>"]
 
 
+def test_user_defined_tokens_are_text_and_control_tokens_are_not() -> None:
+    """Gemma's line breaks and indents are user-defined tokens: decoding dropped them."""
+    tokenizer = tokenizer_from_gguf(sentencepiece_metadata(), "x")
+    ids = tokenizer.encode("hello<|tool|></s>")
+    assert tokenizer.decode(ids) == "hello<|tool|>"
+    assert [tokenizer.is_special(i) for i in ids] == [True, False, False, True]
+
+
 def test_sentencepiece_without_the_leading_space() -> None:
     tokenizer = tokenizer_from_gguf(sentencepiece_metadata(add_space_prefix=False, add_bos_token=False), "x")
     tokens = sentencepiece_metadata()["tokenizer.ggml.tokens"]
