@@ -9,22 +9,20 @@ from matplotlib.figure import Figure as Drawing
 
 from benchmarks.paper.figure import Context, Row
 from benchmarks.paper.runs import Run, Workload
+from benchmarks.paper.saturation import Overload, saturated_rate
 from benchmarks.paper.setups import PAGED, Setup, System
 from benchmarks.paper.sweep import CHART_BOUND_S, SUSTAINED_BOUND_S, Curve, sweep
-
-# Where the search for the baselines' sustained rates starts, as a share of where it starts for paging.
-_START_SHARES = {"paged": 1.0, "orca_oracle": 0.6, "orca_pow2": 0.4, "orca_max": 0.25, "static": 0.1}
 
 Ratio = float | tuple[float, float] | None
 
 
 class Cell(NamedTuple):
-    """A panel to be measured. `start_rate`: a guess at what paging sustains, requests/s."""
+    """A panel to be measured. `duration_share`: of the scale's duration, how long requests arrive."""
 
     setup: Setup
     workload: Workload
     systems: Sequence[System]
-    start_rate: float
+    duration_share: float = 1.0
 
     @property
     def title(self) -> str:
@@ -40,21 +38,20 @@ class Panel(NamedTuple):
 
 class _Job(NamedTuple):
     run: Run
-    start_rate: float
-    num_bisections: int
+    rate_shares: tuple[float, ...]
 
 
 def _sweep(job: _Job) -> Curve:
-    return sweep(job.run, job.start_rate, job.num_bisections)
+    run = job.run
+    return sweep(run, saturated_rate(Overload(run.setup, run.system, run.workload, run.seed)), job.rate_shares)
 
 
 def measure_panels(context: Context, cells: Sequence[Cell]) -> list[Panel]:
     """Sweep all curves of all panels; each curve is one piece of work for the processes."""
     jobs = [
         _Job(
-            Run(cell.setup, system, cell.workload, rate=0.0, duration_s=context.scale.duration_s),
-            cell.start_rate * _START_SHARES[system.name],
-            context.scale.num_bisections,
+            Run(cell.setup, system, cell.workload, rate=0.0, duration_s=_duration(context, cell)),
+            context.scale.rate_shares,
         )
         for cell in cells
         for system in cell.systems
@@ -63,24 +60,40 @@ def measure_panels(context: Context, cells: Sequence[Cell]) -> list[Panel]:
     return [Panel(cell, {system.name: next(curves) for system in cell.systems}) for cell in cells]
 
 
+def _duration(context: Context, cell: Cell) -> float:
+    return context.scale.duration_s * cell.duration_share
+
+
 def ratio_rows(panel: Panel, paper: Mapping[str, Ratio]) -> list[Row]:
-    """What paging sustains, and how many times each baseline's rate that is; `paper`: its ratios by system."""
-    paged = panel.curves[PAGED.name].sustained_rate
-    rows = [Row(f"{panel.cell.title}: {PAGED.title} sustains", "requests/s", paged)]
-    for system in panel.cell.systems:
-        if system.name == PAGED.name:
-            continue
-        rate = panel.curves[system.name].sustained_rate
-        note = f"{system.title} sustains {rate:.3g} requests/s"
-        ratio = paged / rate if rate else None
-        rows.append(Row(f"{panel.cell.title}: paged over {system.title}", "x", ratio, paper.get(system.name), note))
+    """What paging serves, and how many times each baseline's rate that is; `paper`: its ratios by system.
+
+    Twice: with requests always waiting, which is what ever longer traces come to, and as sustained over the trace.
+    """
+    rows = []
+    for what, unit, rates in (
+        ("saturated", "requests/s", {name: curve.saturated_rate for name, curve in panel.curves.items()}),
+        ("sustained", "requests/s", {name: curve.sustained_rate for name, curve in panel.curves.items()}),
+    ):
+        paged = rates[PAGED.name]
+        rows.append(Row(f"{panel.cell.title}: {PAGED.title}, {what}", unit, paged))
+        for system in panel.cell.systems:
+            if system.name == PAGED.name:
+                continue
+            rate = rates[system.name]
+            title = f"{panel.cell.title}: paged over {system.title}, {what}"
+            ratio = paged / rate if rate else None
+            rows.append(Row(title, "x", ratio, paper.get(system.name), f"{system.title}: {rate:.3g} requests/s"))
     return rows
 
 
 def panel_data(panels: Sequence[Panel]) -> dict[str, Any]:
     return {
         panel.cell.title: {
-            name: {"sustained_rate": curve.sustained_rate, "runs": [item.as_json() for item in curve.results]}
+            name: {
+                "saturated_rate": curve.saturated_rate,
+                "sustained_rate": curve.sustained_rate,
+                "runs": [item.as_json() for item in curve.results],
+            }
             for name, curve in panel.curves.items()
         }
         for panel in panels
@@ -88,10 +101,13 @@ def panel_data(panels: Sequence[Panel]) -> dict[str, Any]:
 
 
 def sweep_notes(context: Context, panels: Sequence[Panel]) -> list[str]:
+    durations = sorted({_duration(context, panel.cell) for panel in panels}, reverse=True)
     return [
         *dict.fromkeys(panel.cell.workload.description for panel in panels),
-        f"Poisson arrivals for {context.scale.duration_s:g} simulated seconds.",
-        f"A rate is sustained while the mean normalized latency is at most {SUSTAINED_BOUND_S} s a token.",
+        f"Poisson arrivals for {' or '.join(f'{item:g}' for item in durations)} simulated seconds.",
+        "Saturated: what a system serves while requests always wait, which is what ever longer traces come to.",
+        f"Sustained: the mean normalized latency of the trace is at most {SUSTAINED_BOUND_S} s a token. A short trace",
+        "is sustained beyond saturation, since its last requests still wait when the first have long been answered.",
     ]
 
 

@@ -65,19 +65,20 @@ class Scale:
 
     Attributes:
         quick: seconds rather than minutes: shorter traces, fewer points, fewer models.
-        duration_s: length of a simulated trace (the paper's are an hour; 15 minutes for OPT-175B).
-        num_bisections: runs spent on narrowing down each sustained rate.
+        duration_s: length of a simulated ShareGPT-shaped trace (the paper's are an hour; 15 minutes for OPT-175B).
+            Alpaca's requests, a sixth as long, arrive for a share of it.
+        rate_shares: where each curve is measured first, as shares of the rate that the system serves when saturated.
         real_s: seconds to spend on each measurement of real kernels.
     """
 
     quick: bool
     duration_s: float
-    num_bisections: int
+    rate_shares: tuple[float, ...]
     real_s: float
 
 
-FULL = Scale(quick=False, duration_s=300.0, num_bisections=4, real_s=0.5)
-QUICK = Scale(quick=True, duration_s=60.0, num_bisections=1, real_s=0.05)
+FULL = Scale(quick=False, duration_s=300.0, rate_shares=(0.5, 0.9, 1.1, 1.3), real_s=0.5)
+QUICK = Scale(quick=True, duration_s=60.0, rate_shares=(0.8, 1.3), real_s=0.05)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from benchmarks.paper.figures import (
     fig17_chatbot,
     fig18_blocks,
     fig19_preemption,
+    sensitivity,
 )
 
 FIGURES: tuple[Figure, ...] = tuple(
@@ -24,6 +25,7 @@ FIGURES: tuple[Figure, ...] = tuple(
         fig15_savings,
         fig16_prefix,
         fig17_chatbot,
+        sensitivity,
         fig18_blocks,
         fig19_preemption,
         check_cpu,

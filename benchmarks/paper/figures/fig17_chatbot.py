@@ -14,7 +14,6 @@ from benchmarks.paper.traces import IntArray, Lengths
 
 _MOST_ROUNDS = 8
 _LONGEST = 1024  # of prompt and of output, as in the paper
-_START_RATE = 1.0
 _PAPER_RATIO = 2.0
 
 
@@ -39,7 +38,7 @@ class ConversationLengths:
 
 def run(context: Context) -> Outcome:
     workload = Workload("chatbot", ConversationLengths(context.sharegpt))
-    panels = measure_panels(context, [Cell(OPT_13B, workload, (*ORCAS, PAGED), _START_RATE)])
+    panels = measure_panels(context, [Cell(OPT_13B, workload, (*ORCAS, PAGED))])
     rows = ratio_rows(panels[0], {system.name: _PAPER_RATIO for system in ORCAS})
     notes = [
         SIMULATED,

@@ -70,8 +70,8 @@ def test_paging_beats_orca_and_orca_beats_static_batching() -> None:
     assert simulate(run) == paged
 
 
-@pytest.mark.parametrize("start_rate", [0.01, 1.0, 3.0, 1000.0])
-def test_the_search_brackets_the_sustained_rate(start_rate: float) -> None:
+@pytest.mark.parametrize("saturated_rate", [2.0, 3.0, 3.3])
+def test_the_search_finds_the_sustained_rate(saturated_rate: float) -> None:
     """A system whose latency passes half a second a token at 3 requests/s."""
     tried: list[float] = []
 
@@ -80,15 +80,26 @@ def test_the_search_brackets_the_sustained_rate(start_rate: float) -> None:
         return RunResult(run.rate, 1, run.rate / 6.0, run.rate > 6.0, 0.0, 0, 0, 0, 0.0, {})
 
     run = Run(OPT_13B, PAGED, Workload("Alpaca", ALPACA), 0.0, 1.0)
-    curve = sweep(run, start_rate, 5, fake)
-    assert 3.0 / 2 ** (1 / 32) / 1.0001 <= curve.sustained_rate <= 3.0
-    assert [item.rate for item in curve.results] == sorted(set(tried))
-    assert curve.at_sustained.rate == curve.sustained_rate
+    curve = sweep(run, saturated_rate, (0.5, 0.9, 1.1), fake)
+    assert curve.sustained_rate == pytest.approx(3.0)
+    assert curve.saturated_rate == saturated_rate
+    assert [item.rate for item in curve.results] == sorted(tried)
+
+
+def test_a_point_that_was_cut_short_is_approached() -> None:
+    """A system without a latency between the bound and the chart's end."""
+
+    def fake(run: Run) -> RunResult:
+        return RunResult(run.rate, 1, 0.1, run.rate > 3.0, 0.0, 0, 0, 0, 0.0, {})
+
+    curve = sweep(Run(OPT_13B, PAGED, Workload("Alpaca", ALPACA), 0.0, 1.0), 2.0, (0.5, 1.0, 4.0), fake)
+    assert 3.0 / 1.1 <= curve.sustained_rate <= 3.0
+    assert [item.exceeded for item in curve.results][-2:] == [False, True]
 
 
 def test_nothing_is_sustained_by_a_system_that_is_always_too_slow() -> None:
     def fake(run: Run) -> RunResult:
         return RunResult(run.rate, 1, 9.0, True, 0.0, 0, 0, 0, 0.0, {})
 
-    curve = sweep(Run(OPT_13B, PAGED, Workload("Alpaca", ALPACA), 0.0, 1.0), 1.0, 2, fake)
-    assert curve.sustained_rate == 0.0
+    curve = sweep(Run(OPT_13B, PAGED, Workload("Alpaca", ALPACA), 0.0, 1.0), 1.0, (0.5, 1.0), fake)
+    assert (curve.sustained_rate, len(curve.results)) == (0.0, 1)

@@ -1,0 +1,123 @@
+"""What a system serves when requests always wait: the rate that no longer trace can exceed.
+
+Under overload the batch depends on memory and lengths alone, not on how long steps last. So the work of each step is
+recorded once, and priced afterwards under any step costs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.paper.replay import PromptMaker
+from benchmarks.paper.runs import Workload
+from benchmarks.paper.setups import Setup, System, build_engine
+from benchmarks.paper.traces import TraceRequest
+from engine.execution.hardware import Hardware, find_hardware
+from engine.execution.simulated_step_time import StepTimeModel, StepWork
+from engine.request import EngineRequest
+
+# Requests by the most that the pool could hold at once: enough that the batch, at first all of one age, mixes.
+_POOLFULS = 6
+_FEWEST = 300
+_WARM_UP_SHARE = 0.3
+_QUEUE = 64
+
+
+class Overload(NamedTuple):
+    """A system that always has requests waiting."""
+
+    setup: Setup
+    system: System
+    workload: Workload
+    seed: int = 0
+
+
+class Saturation(NamedTuple):
+    """The steps of an overloaded system between its warm-up and the end of its queue, and what a request generates."""
+
+    overload: Overload
+    works: Sequence[StepWork]
+    tokens_per_request: float
+
+    @property
+    def num_batched(self) -> float:
+        """Requests in a step, on average."""
+        return sum(work.num_seqs for work in self.works) / len(self.works) / self.overload.workload.num_sequences
+
+    def rate(self, hardware: Hardware) -> float:
+        """Requests a second that it serves on this hardware."""
+        model = self._model(hardware)
+        num_tokens = sum(work.num_samples for work in self.works)
+        return num_tokens / sum(map(model.seconds, self.works)) / self.tokens_per_request
+
+    def arithmetic_share(self, hardware: Hardware) -> float:
+        """How much of its matrix products' time arithmetic would take without waiting for the weights: 1 if bound."""
+        model = self._model(hardware)
+        weights_s = model.weight_bytes / hardware.memory_bandwidth
+        seconds = [model.matrix_flops(work) / hardware.matrix_flops for work in self.works]
+        return float(np.mean(np.minimum(np.array(seconds) / weights_s, 1.0)))
+
+    def step_s(self, hardware: Hardware) -> float:
+        """Seconds that a step lasts, on average."""
+        return float(np.mean([*map(self._model(hardware).seconds, self.works)]))
+
+    def parts(self, hardware: Hardware) -> dict[str, float]:
+        """Seconds of an average step by what takes them, each at its own bound."""
+        model, count = self._model(hardware), len(self.works)
+        free = dataclasses.replace(hardware, step_s=0.0, sequence_s=0.0, all_reduce_s=0.0)
+        device_s = self.step_s(free)
+        kv_s = sum(map(model.kv_bytes, self.works)) / count / hardware.kv_bandwidth / hardware.num_devices
+        return {
+            "host's step": hardware.step_s,
+            "host's sequences": hardware.sequence_s * sum(work.num_seqs for work in self.works) / count,
+            "all-reduces' latency": model.seconds(self.works[0])
+            - self._model(free).seconds(self.works[0])
+            - hardware.step_s
+            - hardware.sequence_s * self.works[0].num_seqs,
+            "KV reads": kv_s,
+            "matrix products and the rest": device_s - kv_s,
+        }
+
+    def _model(self, hardware: Hardware) -> StepTimeModel:
+        return StepTimeModel(self.overload.setup.model_config(), hardware, block_size=16)
+
+
+def saturate(overload: Overload) -> Saturation:
+    """Admit requests as memory allows, and record the steps until the last of them joins the queue."""
+    setup, workload = overload.setup, overload.workload
+    engine, executor = build_engine(setup, overload.system)
+    requests = _requests(overload)
+    prompts = PromptMaker(engine.model_config.vocab_size, overload.seed)
+    works: list[StepWork] = []
+    added = 0
+    while added < len(requests):
+        # A short queue that never empties is as good as all requests at once, and cheaper to count.
+        for _ in range(engine.stats().num_waiting, _QUEUE):
+            if added < len(requests):
+                request = requests[added]
+                engine.add_request(EngineRequest(str(added), prompts.make(request), workload.sampling(request)))
+                added += 1
+        engine.step()
+        if added > _WARM_UP_SHARE * len(requests):
+            works.append(executor.last_work)
+    mean = float(np.mean([request.num_output_tokens for request in requests]))
+    return Saturation(overload, works, mean * workload.num_sequences)
+
+
+def saturated_rate(overload: Overload) -> float:
+    """Requests a second on the setup's own hardware."""
+    return saturate(overload).rate(find_hardware(overload.setup.hardware))
+
+
+def _requests(overload: Overload) -> list[TraceRequest]:
+    lengths, num_shared = overload.workload.lengths, overload.workload.num_shared
+    probe = sum(float(values.mean()) for values in lengths.draw(1000, np.random.default_rng(0)))
+    at_once = overload.setup.num_slots / (probe + num_shared) / overload.workload.num_sequences
+    count = max(_FEWEST, round(_POOLFULS * at_once))
+    prompts, outputs = lengths.draw(count, np.random.default_rng((overload.seed, 1)))
+    pairs = zip(prompts.tolist(), outputs.tolist(), strict=True)
+    return [TraceRequest(0.0, prompt + num_shared, output, num_shared) for prompt, output in pairs]
