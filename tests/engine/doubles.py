@@ -135,10 +135,12 @@ class CheckingExecutor:
 
 def next_candidates(token_ids: list[int]) -> list[tuple[int, float]]:
     """Twelve continuations and their log-probabilities, most likely first; now and then one is the end."""
-    digest = hashlib.blake2b(repr(token_ids).encode(), digest_size=24).digest()
+    digest = hashlib.blake2b(repr(token_ids).encode(), digest_size=60).digest()
     tokens = [EOS if digest[i] < 24 else 8 + digest[i] * 3 + i for i in range(12)]
     tokens = list(dict.fromkeys(tokens))
-    return [(token, -0.5 - 0.3 * i - digest[12 + i] / 1000) for i, token in enumerate(tokens)]
+    # So many digits that the sums of two beams are never equal, whose order would be anyone's.
+    digits = [int.from_bytes(digest[12 + 4 * i : 16 + 4 * i], "little") / 2**34 for i in range(12)]
+    return [(token, -0.5 - 0.3 * i - digits[i]) for i, token in enumerate(tokens)]
 
 
 def expected_beams(prompt: list[int], params: SamplingParams) -> list[list[int]]:
