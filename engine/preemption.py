@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from engine.config import CacheConfig, Preemption
 from engine.memory import KVCache
-from engine.sequence import SequenceGroup
+from engine.sequence import PreemptedBlocks, SequenceGroup
 
-# Weight of what was known before a new step is taken in: old steps count for less, as load and batches change.
-_DECAY = 0.98
+# Weight of what was known before something new is taken in: what is old counts for less, as load and batches change.
+_DECAY = 0.96
 
 
 class SwapCost(NamedTuple):
@@ -25,30 +25,39 @@ class ComputeRate:
     """Seconds that one more token adds to a step: the slope of a decayed least-squares line through recent steps.
 
     The slope, not the mean: a step costs something for being a step, whether tokens are recomputed in it or not.
+
+    Steps fade only as others of about their size come: a preempted group returns as prompts come, in large steps, and
+    what these cost must outlast any number of small steps in which sequences only grow. Among those alone, a token
+    more is nearly free.
     """
 
     def __init__(self) -> None:
-        self._n = self._x = self._y = self._xx = self._xy = 0.0
+        # By the bits of a step's size: weight of the steps, and their sums of x, y, xx and xy.
+        self._sums: dict[int, tuple[float, ...]] = {}
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """Take in a step that computed `num_tokens` and moved no blocks."""
         x, y = float(num_tokens), seconds
-        self._n = _DECAY * self._n + 1.0
-        self._x = _DECAY * self._x + x
-        self._y = _DECAY * self._y + y
-        self._xx = _DECAY * self._xx + x * x
-        self._xy = _DECAY * self._xy + x * y
+        n, sum_x, sum_y, sum_xx, sum_xy = self._sums.get(num_tokens.bit_length(), (0.0,) * 5)
+        self._sums[num_tokens.bit_length()] = (
+            _DECAY * n + 1.0,
+            _DECAY * sum_x + x,
+            _DECAY * sum_y + y,
+            _DECAY * sum_xx + x * x,
+            _DECAY * sum_xy + x * y,
+        )
 
     @property
     def seconds_per_token(self) -> float:
         """0.0 before anything was observed."""
-        if self._x == 0.0:
+        if not self._sums:
             return 0.0
-        mean = self._y / self._x
-        variance = self._n * self._xx - self._x * self._x
-        if variance <= 1e-9 * self._xx * self._n:
+        n, x, y, xx, xy = (sum(column) for column in zip(*self._sums.values(), strict=True))
+        mean = y / x
+        variance = n * xx - x * x
+        if variance <= 1e-9 * xx * n:
             return mean  # all steps were of one size: there is no slope to see
-        slope = (self._n * self._xy - self._x * self._y) / variance
+        slope = (n * xy - x * y) / variance
         return min(max(slope, 0.0), mean)
 
 
@@ -74,41 +83,47 @@ class PreemptionPolicy:
         self._block_size = cache_config.block_size
         self._has_swap_pool = cache_config.num_swap_blocks > 0
         self._swap_cost = swap_cost
-        # Of trunk tokens dropped for recomputation: how many there were, and how many of them other groups held then.
-        self._num_dropped_tokens = 0.0
-        self._num_dropped_held_tokens = 0.0
-        # Of those that nobody else held: how many came back, and how many of them were still cached then. Starts as if
-        # a little had been seen to come back half cached.
-        self.num_returned_tokens = 2.0 * cache_config.block_size if cache_config.enable_prefix_caching else 1.0
-        self.num_returned_cached_tokens = 1.0 * cache_config.block_size if cache_config.enable_prefix_caching else 0.0
-
-    def observe_return(self, num_tokens: int, num_cached: int) -> None:
-        """A recomputed group came back; `num_cached` of its trunk's `num_tokens` were still cached.
-
-        What others held is found again because they hold it. It is left out, as `recompute_seconds` counts it apart:
-        it says nothing of what becomes of blocks that nobody holds. Groups come back after others were
-        dropped, so the share that was held is a mean over recent drops.
-        """
-        num_held = num_tokens * self._num_dropped_held_tokens / max(1.0, self._num_dropped_tokens)
-        self.num_returned_tokens = _DECAY * self.num_returned_tokens + num_tokens - num_held
-        self.num_returned_cached_tokens = _DECAY * self.num_returned_cached_tokens + num_cached - num_held
+        # Blocks that groups gave up and nobody else held, and how many of them were still cached when they were wanted
+        # again. Groups are preempted because blocks run short, so until one has come back, none is expected to be.
+        self._num_own_blocks = 1.0
+        self._num_own_blocks_found = 0.0
 
     def prefers_swap(self, group: SequenceGroup) -> bool:
-        """Whether swapping this group out and in takes less time than computing its tokens again.
-
-        Asked once for each preemption, right before it: what is dropped then is remembered.
-        """
+        """Whether swapping this group out and in takes less time than computing its tokens again."""
         if not self._has_swap_pool or self._mode == "recompute":
             return False
-        if self._mode == "swap":
-            return True
-        if self.swap_seconds(group) < self.recompute_seconds(group):
-            return True
-        trunk = self._computed_trunk(group)
-        num_held = self._kv_cache.num_blocks_held_by_others(group.live_seqs, trunk // self._block_size)
-        self._num_dropped_tokens = _DECAY * self._num_dropped_tokens + trunk
-        self._num_dropped_held_tokens = _DECAY * self._num_dropped_held_tokens + num_held * self._block_size
-        return False
+        return self._mode == "swap" or self.swap_seconds(group) < self.recompute_seconds(group)
+
+    def observe_preemption(self, group: SequenceGroup, swapped: bool) -> None:
+        """A group is about to lose its blocks: keep on it what has to be known when it comes back."""
+        if self._mode != "auto":
+            return
+        live = group.live_seqs
+        if swapped:
+            num_blocks = len(self._kv_cache.swap_blocks(live))
+            num_held = max(0, num_blocks - self._kv_cache.num_exclusive_blocks(live))
+        else:
+            num_blocks = self._computed_trunk(group) // self._block_size
+            num_held = self._kv_cache.num_blocks_held_by_others(live, num_blocks)
+        group.preempted_blocks = PreemptedBlocks(num_blocks, num_held)
+
+    def observe_swap_in(self, group: SequenceGroup, num_copied: int) -> None:
+        """A group came back from the host: all but `num_copied` of its blocks were still cached on the device."""
+        if group.preempted_blocks is not None:
+            self._observe_return(group.preempted_blocks, group.preempted_blocks.num_blocks - num_copied)
+
+    def observe_recomputation(self, group: SequenceGroup, num_cached_tokens: int) -> None:
+        """A group was admitted again, and so many of its leading tokens were still cached."""
+        if group.preempted_blocks is not None:
+            self._observe_return(group.preempted_blocks, num_cached_tokens // self._block_size)
+
+    def _observe_return(self, preempted: PreemptedBlocks, num_found: int) -> None:
+        # What others held is found again because they hold it, which says nothing of what becomes of blocks that
+        # nobody holds: it is left out here, as each price counts it apart.
+        num_own = preempted.num_blocks - preempted.num_held_by_others
+        num_own_found = min(num_own, max(0, num_found - preempted.num_held_by_others))
+        self._num_own_blocks = _DECAY * self._num_own_blocks + num_own
+        self._num_own_blocks_found = _DECAY * self._num_own_blocks_found + num_own_found
 
     def swap_seconds(self, group: SequenceGroup) -> float:
         """Each block goes out once; those that others hold, or that stay cached, need not come in."""
@@ -137,4 +152,4 @@ class PreemptionPolicy:
     @property
     def _returned_share(self) -> float:
         """Of what is dropped and held by nobody else, the share expected to be found again."""
-        return min(1.0, max(0.0, self.num_returned_cached_tokens / self.num_returned_tokens))
+        return self._num_own_blocks_found / self._num_own_blocks

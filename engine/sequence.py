@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple
 
 import numpy as np
 
@@ -107,6 +108,13 @@ class Sequence:
         self.stop_token_id = stop_token_id
 
 
+class PreemptedBlocks(NamedTuple):
+    """What a group lost when it was preempted: blocks to copy back or to compute again, and of them, others' too."""
+
+    num_blocks: int
+    num_held_by_others: int
+
+
 class SequenceGroup:
     """The sequences of one request, scheduled and preempted together (§4.5).
 
@@ -123,6 +131,7 @@ class SequenceGroup:
         seed: of this request's draws.
         root_hash: the start of its block-hash chain.
         num_cached_tokens: prompt tokens found in the prefix cache at first admission; -1 before it.
+        preempted_blocks: of its last preemption, where the preemption policy wants to know.
         beam_search: its state, or None for sampling.
     """
 
@@ -134,6 +143,7 @@ class SequenceGroup:
         "live_seqs",
         "num_cached_tokens",
         "num_preemptions",
+        "preempted_blocks",
         "request_id",
         "root_hash",
         "sampling_params",
@@ -160,6 +170,7 @@ class SequenceGroup:
         self.arrival_time = arrival_time
         self.num_cached_tokens = -1
         self.num_preemptions = 0
+        self.preempted_blocks: PreemptedBlocks | None = None
         self.beam_search = BeamSearch(sampling_params) if sampling_params.use_beam_search else None
         self.is_forked = False
         self.fork_point = 0

@@ -212,7 +212,8 @@ class KVCacheManager:
         return self._swap_space.blocks_of(seqs)
 
     def can_swap_out(self, seqs: SequenceOf[Sequence]) -> bool:
-        return len(self.swap_blocks(seqs)) <= self.num_free_swap_blocks
+        """Whether there is anything to move, and room for it on the host."""
+        return 0 < len(self.swap_blocks(seqs)) <= self.num_free_swap_blocks
 
     def swap_out(self, seqs: SequenceOf[Sequence]) -> list[BlockCopy]:
         """Move a group's computed blocks to the host, each once, sharing kept; the caller has checked `can_swap_out`.

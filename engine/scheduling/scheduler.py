@@ -109,7 +109,9 @@ class Scheduler:
     def _preempt(self, group: SequenceGroup, step: Step) -> None:
         """Take all blocks of a group: swap them out, or drop them to be computed again (§4.5)."""
         live = group.live_seqs
-        if self._policy.prefers_swap(group) and self.kv_cache.swap_blocks(live) and self.kv_cache.can_swap_out(live):
+        swaps = self._policy.prefers_swap(group) and self.kv_cache.can_swap_out(live)
+        self._policy.observe_preemption(group, swaps)
+        if swaps:
             step.swap_out.extend(self.kv_cache.swap_out(live))
             status = SequenceStatus.SWAPPED
             self.num_swaps += 1
@@ -153,14 +155,16 @@ class Scheduler:
 
     def _allocate(self, group: SequenceGroup, step: Step) -> None:
         if group.is_swapped:
-            step.swap_in.extend(self.kv_cache.swap_in(group.live_seqs))
+            copies = self.kv_cache.swap_in(group.live_seqs)
+            step.swap_in.extend(copies)
+            self._policy.observe_swap_in(group, len(copies))
         else:
             num_cached = self.kv_cache.admit(group)
             if group.num_cached_tokens < 0:
                 group.num_cached_tokens = num_cached
                 self.num_cached_tokens += num_cached
             else:
-                self._policy.observe_return(group.fork_point, num_cached)
+                self._policy.observe_recomputation(group, num_cached)
         for seq in group.live_seqs:
             seq.status = SequenceStatus.RUNNING
 

@@ -59,6 +59,12 @@ def test_a_device_that_became_slower_is_followed() -> None:
     assert observed(steps(1e-4, 300) + steps(1e-3, 10)).seconds_per_token < 5e-4  # a few steps do not decide
 
 
+def test_what_prompts_cost_outlasts_any_number_of_small_steps() -> None:
+    """Sequences that only grow, in steps of a few tokens and bound by reading the weights, cost nothing a token."""
+    prompts, growth = [(500, 0.01 + 500 * 2e-5)] * 20, [(size, 0.01) for size in (17, 18, 20)] * 1000
+    assert observed(prompts + growth).seconds_per_token == pytest.approx(2e-5, rel=0.05)
+
+
 # PreemptionPolicy
 
 
@@ -67,9 +73,8 @@ def make_cache(*, num_swap_blocks: int = 64, prefix_caching: bool = True) -> KVC
 
 
 def make_policy(cache: KVCacheManager, mode: Preemption = "auto", cost: SwapCost | None = COST) -> PreemptionPolicy:
-    """A policy that has learnt that nothing dropped is found again, and that a token takes 10 ms."""
+    """A policy that has learnt that a token takes 10 ms."""
     policy = PreemptionPolicy(mode, cache, cache.config, lambda: cost)
-    policy.observe_return(1_000_000, 0)
     for num_tokens in (10, 100) * 20:
         policy.compute_rate.observe(num_tokens, 0.01 * num_tokens)
     return policy
@@ -119,31 +124,63 @@ def test_a_forked_group_counts_its_trunk_once() -> None:
     assert policy.swap_seconds(group) == pytest.approx((4 + 3 * 2) * (0.1 + 0.05), rel=0.01)
 
 
-def test_the_share_that_came_back_cached_makes_both_ways_cheaper() -> None:
+@pytest.mark.parametrize("swapped", [True, False])
+def test_the_share_that_came_back_cached_makes_both_ways_cheaper(swapped: bool) -> None:
     cache = make_cache()
     group = computed_group(cache, "a", [list(range(40))])
-    policy = PreemptionPolicy("auto", cache, cache.config, lambda: COST)
-    for num_tokens in (10, 100) * 20:
-        policy.compute_rate.observe(num_tokens, 0.01 * num_tokens)
+    policy = make_policy(cache)
     for _ in range(500):
-        policy.observe_return(100, 75)
-    assert policy.recompute_seconds(group) == pytest.approx(0.25 * 40 * 0.01, rel=0.02)
-    assert policy.swap_seconds(group) == pytest.approx(10 * 0.1 + 0.25 * 10 * 0.05, rel=0.02)
+        policy.observe_preemption(group, swapped)
+        come_back(policy, group, swapped, num_found=7)  # of 10 blocks
+    assert policy.recompute_seconds(group) == pytest.approx(0.3 * 40 * 0.01, rel=0.02)
+    assert policy.swap_seconds(group) == pytest.approx(10 * 0.1 + 0.3 * 10 * 0.05, rel=0.02)
 
 
-def test_what_others_hold_does_not_count_as_having_come_back() -> None:
+def come_back(policy: PreemptionPolicy, group: SequenceGroup, swapped: bool, num_found: int) -> None:
+    assert group.preempted_blocks is not None
+    if swapped:
+        policy.observe_swap_in(group, group.preempted_blocks.num_blocks - num_found)
+    else:
+        policy.observe_recomputation(group, num_found * BLOCK_SIZE)
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_what_others_hold_does_not_count_as_having_come_back(swapped: bool) -> None:
     cache = make_cache()
     computed_group(cache, "other", [list(range(24))])
     group = computed_group(cache, "a", [list(range(40))])
     policy = make_policy(cache)
     for _ in range(500):
-        assert not policy.prefers_swap(group)
-        policy.observe_return(40, 24)  # only the other group's 6 blocks were found again
+        policy.observe_preemption(group, swapped)
+        come_back(policy, group, swapped, num_found=6)  # only the other group's
     assert policy.recompute_seconds(group) == pytest.approx((40 - 24) * 0.01, rel=0.02)
     for _ in range(500):
-        assert not policy.prefers_swap(group)
-        policy.observe_return(40, 32)  # and now half of the rest
+        policy.observe_preemption(group, swapped)
+        come_back(policy, group, swapped, num_found=8)  # and now half of the rest
     assert policy.recompute_seconds(group) == pytest.approx((40 - 32) * 0.01, rel=0.02)
+
+
+def test_before_any_group_has_come_back_nothing_is_expected_to_be_found() -> None:
+    """As many as fit the pool can be preempted before the first returns: what is only supposed decides for all."""
+    cache = make_cache()
+    group = computed_group(cache, "a", [list(range(40))])
+    policy = make_policy(cache)
+    for _ in range(100):
+        policy.observe_preemption(group, swapped=False)
+    assert policy.recompute_seconds(group) == pytest.approx(40 * 0.01, rel=0.01)
+
+
+def test_what_a_group_had_not_computed_says_nothing_of_the_cache() -> None:
+    cache = make_cache()
+    seq = Sequence(list(range(80)))
+    group = SequenceGroup("a", [seq], SamplingParams(), 0, ROOT, 0.0)
+    cache.allocate(seq, ROOT, 40)
+    seq.num_computed_tokens = 40
+    policy = make_policy(cache)
+    for _ in range(500):
+        policy.observe_preemption(group, swapped=False)
+        policy.observe_recomputation(group, 40)
+    assert policy.recompute_seconds(group) == pytest.approx(0.0, abs=0.01), "all that it had was found"
 
 
 def test_without_a_prefix_cache_nothing_comes_back() -> None:
