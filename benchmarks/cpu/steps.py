@@ -8,12 +8,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
 from engine.engine import LLMEngine
 from engine.outputs import SequenceOutput
 from engine.scheduling import SamplerOutput, SchedulerOutput
+
+if TYPE_CHECKING:
+    from engine.execution.model_runner import Float32Array
+    from engine.int32_buffer import Int32Array
 
 NATIVE_PHASES = ("gemm", "head", "attention", "other")
 
@@ -67,6 +71,11 @@ class Probe:
         cache = self._engine.cache_config
         pool_bytes: int = self._runner._cache.kv_pool.nbytes
         return pool_bytes / (cache.num_blocks * cache.block_size)
+
+    def logits(self, token_ids: Int32Array) -> Float32Array:
+        """All rows' logits of one sequence; see ModelRunner.logits."""
+        logits: Float32Array = self._runner.logits(token_ids)
+        return logits
 
     @contextmanager
     def recording(self) -> Iterator[list[Step]]:

@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from engine.config import EngineConfig
 from engine.decoding.sampler import Sampler
+from engine.errors import ConfigError
 from engine.execution.cache_engine import CacheEngine
 from engine.execution.input_batch import InputBatch, sample_rows
+from engine.int32_buffer import Int32Array
 from engine.model_config import ModelConfig
 from engine.models import CausalLM
-from engine.scheduling import SamplerOutput, SchedulerOutput
+from engine.scheduling import SamplerOutput, ScheduledSequence, SchedulerOutput
+
+Float32Array = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
 
 class ModelRunner(Protocol):
     """Computes a step's rows over the KV pool and draws the tokens it asks for."""
 
     def run(self, output: SchedulerOutput) -> SamplerOutput: ...
+
+    def logits(self, token_ids: Int32Array) -> Float32Array:
+        """All rows' logits, `[num_tokens, vocab_size]`, of one sequence from its start: what perplexity is made of.
+
+        It takes the pool's first blocks, whatever they hold: call it only while no request is live and none will
+        look for a cached prefix.
+
+        Raises:
+            ConfigError: the pool or `max_model_len` is too small.
+        """
+        ...
 
 
 class TorchModelRunner:
@@ -31,6 +47,8 @@ class TorchModelRunner:
         self._cache = cache
         self._sampler = Sampler(model_config.eos_token_ids)
         device = cache.kv_pool.device
+        self._max_tokens, self._max_blocks = config.max_num_batched_tokens, min(max_blocks, len(cache.kv_pool))
+        self._block_size = config.block_size
         max_seqs = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._inputs = InputBatch(config.max_num_batched_tokens, max_seqs, max_blocks, config.block_size, device)
 
@@ -48,3 +66,17 @@ class TorchModelRunner:
             return SamplerOutput()
         logits = self._model.compute_logits(hidden[torch.tensor(batch_rows, device=hidden.device)])
         return self._sampler.sample(logits.cpu().numpy(), requests, logits_rows)
+
+    @torch.inference_mode()
+    def logits(self, token_ids: Int32Array) -> Float32Array:
+        num_blocks = -(-len(token_ids) // self._block_size)
+        if num_blocks > self._max_blocks:
+            raise ConfigError(f"{len(token_ids)} tokens need {num_blocks} KV blocks, a sequence has {self._max_blocks}")
+        block_table = np.arange(num_blocks, dtype=np.int32)
+        rows = []
+        for start in range(0, len(token_ids), self._max_tokens):
+            chunk = ScheduledSequence(0, start, token_ids[start : start + self._max_tokens], block_table, ())
+            input_ids, metadata = self._inputs.fill(SchedulerOutput((chunk,)))
+            hidden = self._model.forward(input_ids, self._cache.kv_pool, metadata)
+            rows.append(self._model.compute_logits(hidden).float().cpu().numpy())
+        return np.concatenate(rows)

@@ -31,9 +31,8 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[dict[
 
 def test_the_last_line_has_what_peers_print(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     peer = tmp_path / "peer.json"
-    peer.write_text(
-        'INFO loading\n{"peer": "other", "out_tok_s": [2.0, 1.0, 4.0], "single_tok_s": 0.5, "load_s": null}\n'
-    )
+    figures = {"peer": "other", "out_tok_s": [2.0, 1.0, 4.0], "single_tok_s": 0.5, "load_s": None}
+    peer.write_text(f"INFO loading\n{json.dumps(figures)}\n")
     result, out = run(["--peer", str(peer), "--write-requests", str(tmp_path / "list.json")], capsys)
     ours = EngineRun("quire", result["out_tok_s"], [result["single_tok_s"]], result["load_s"])  # type: ignore[arg-type, list-item]
     assert len(ours.out_tok_s) == 2

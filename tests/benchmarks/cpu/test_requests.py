@@ -30,7 +30,7 @@ def test_made_requests_fit_the_model_and_are_the_same_each_time() -> None:
 def test_other_json_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "list.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="list.json"):
+    with pytest.raises(ValueError, match=r"list\.json"):
         read_requests(path)
 
 
