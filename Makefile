@@ -51,8 +51,8 @@ format: setup ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 bench: setup ## run the benchmarks; each prints one JSON object as its last line
-	@for script in $(sort $(wildcard benchmarks/*.py)); do \
-		echo "== $$script" && $(BIN)/python $$script || exit 1; \
+	@for name in cpu $(basename $(notdir $(sort $(wildcard benchmarks/*.py)))); do \
+		echo "== benchmarks.$$name" && $(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 
 clean: ## remove all that the targets above have made
