@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import pre_tokenizers
+from tokenizers import AddedToken, pre_tokenizers
+from transformers import GemmaTokenizer
 from transformers.convert_slow_tokenizer import generate_merges
 
 from engine.errors import ModelLoadError, UnsupportedModelError
-from engine.tokenization import tokenizer_from_gguf
+from engine.tokenization import Tokenizer, tokenizer_from_gguf
 from engine.tokenization.from_gguf import _merges_from_scores
 from engine.tokenization.pre_tokenizers import build_pre_tokenizer, pre_tokenizer_rule
 from tests.engine.tokenization.vocabularies import (
     CORPUS,
     byte_level_metadata,
+    gemma_metadata,
     sentencepiece_metadata,
     smollm2,
     trained_bpe,
@@ -144,6 +147,30 @@ def test_sentencepiece_without_the_leading_space() -> None:
     tokens = sentencepiece_metadata()["tokenizer.ggml.tokens"]
     assert [tokens[i] for i in tokenizer.encode("hello")] == ["he", "llo"]
     assert tokenizer.decode(tokenizer.encode(" hello")) == " hello"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text("helowrd é日\n\t <b>", max_size=30))
+def test_a_vocabulary_like_gemmas_cuts_as_transformers_does(text: str) -> None:
+    """No leading space; runs of spaces and line breaks are user-defined tokens, spelled with spaces in GGUF files."""
+    ours, theirs = gemma_tokenizers()
+    ids = ours.encode(text)
+    assert ids == [1, *theirs.encode(text, add_special_tokens=False)]
+    assert ours.decode(ids) == text
+
+
+@cache
+def gemma_tokenizers() -> tuple[Tokenizer, GemmaTokenizer]:
+    """Ours from a GGUF file's metadata, and transformers' from the SentencePiece file that it came from."""
+    metadata = gemma_metadata()
+    tokens, types, scores = (metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "token_type", "scores"))
+    pieces = [token.replace(" ", "▁") if kind == 4 else token for token, kind in zip(tokens, types, strict=True)]
+    own_scores = [0.0 if kind == 4 else score for score, kind in zip(scores, types, strict=True)]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    theirs = GemmaTokenizer(vocab=vocab, merges=generate_merges(vocab, dict(zip(pieces, own_scores, strict=True))))
+    user_defined = [piece for piece, kind in zip(pieces, types, strict=True) if kind == 4]
+    theirs.add_tokens([AddedToken(piece, normalized=False) for piece in user_defined])
+    return tokenizer_from_gguf(metadata, "x"), theirs
 
 
 @settings(max_examples=100, deadline=None)

@@ -96,3 +96,15 @@ def sentencepiece_metadata(**changes: Any) -> dict[str, Any]:
         "tokenizer.ggml.unknown_token_id": 0,
     }
     return metadata | {f"tokenizer.ggml.{name}": value for name, value in changes.items()}
+
+
+def gemma_metadata() -> dict[str, Any]:
+    """The same pieces as Gemma has its own: nothing before a text, white space and tags user-defined."""
+    metadata = sentencepiece_metadata(add_space_prefix=False)
+    user_defined = ["\n", "\n\n", "\t", "  ", "   ", "<b>"]
+    added: dict[str, list[Any]] = {"tokens": user_defined, "token_type": [4] * 6, "scores": [-1000.0] * 6}
+    tokens = metadata["tokenizer.ggml.tokens"]
+    for name, values in added.items():
+        kept = [value for value, token in zip(metadata[f"tokenizer.ggml.{name}"], tokens, strict=True) if token != "▁▁"]
+        metadata[f"tokenizer.ggml.{name}"] = kept + values
+    return metadata
