@@ -207,8 +207,9 @@ def test_sharded_and_whole_folders_load_the_same_weights(tmp_path: Path) -> None
     assert torch.equal(prompt_logits(load(whole), PROMPT), prompt_logits(load(sharded), PROMPT))
 
 
-def test_bfloat16_weights_stay_close_to_float32(tmp_path: Path) -> None:
-    theirs = hf_model("LlamaForCausalLM")
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma3ForCausalLM"])
+def test_bfloat16_weights_stay_close_to_float32(architecture: str, tmp_path: Path) -> None:
+    theirs = hf_model(architecture)
     with torch.no_grad():
         expected = theirs(torch.tensor([PROMPT])).logits[0]
     checkpoint = open_checkpoint(str(save_hf(theirs.bfloat16(), tmp_path)))
