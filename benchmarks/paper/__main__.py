@@ -3,7 +3,8 @@
     python -m benchmarks.paper [figure ...] --out DIR [--trace FILE] [--quick] [--duration SECONDS]
 
 Without figures, all of them. Each becomes DIR/NAME.png; DIR/results.json has the data, DIR/results.md a table with the
-paper's values beside ours. What ran on a simulated device says so. The last line is one JSON object.
+paper's values beside ours; figures that DIR has already and that are not asked for stay as they are. What ran on a
+simulated device says so. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from pathlib import Path
 
 from benchmarks.paper.figure import FULL, QUICK, Context, Figure, Outcome, make_context
 from benchmarks.paper.figures import FIGURES
-from benchmarks.paper.report import as_json, prepare_folder, write_drawing, write_results, write_table
+from benchmarks.paper.report import (
+    Origin,
+    as_json,
+    prepare_folder,
+    read_results,
+    write_drawing,
+    write_results,
+    write_table,
+)
 from engine.errors import QuireError
 
 
@@ -29,13 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     figures = [figure for figure in FIGURES if not options.figures or figure.name in options.figures]
     try:
         prepare_folder(options.out)
+        read_results(options.out)
         # Spawned, not forked: torch and its threads may be loaded already.
         with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
             scale = QUICK if options.quick else FULL
             if options.duration is not None:
                 scale = dataclasses.replace(scale, duration_s=options.duration)
             context = make_context(scale, pool, options.trace)
-            summary = _run(figures, context, options.out)
+            summary = _run(figures, context, options)
     except QuireError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -67,19 +77,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _run(figures: list[Figure], context: Context, folder: Path) -> dict[str, object]:
+def _run(figures: list[Figure], context: Context, options: argparse.Namespace) -> dict[str, object]:
     outcomes: dict[Figure, Outcome] = {}
-    results: dict[str, object] = {}
+    folder = options.out
     for figure in figures:
+        origin = Origin.begin(_how(figure, options))
         begin = time.perf_counter()
         outcome = outcomes[figure] = figure.run(context)
-        wall_s = time.perf_counter() - begin
+        origin = origin._replace(wall_s=round(time.perf_counter() - begin, 1))
         path = write_drawing(folder, figure, outcome)
-        results[figure.name] = as_json(figure, outcome, wall_s)
-        # After each figure: hours of work are not lost to the last one's failure.
+        # After each figure: hours of work are not lost to the last one's failure, nor another run's to this one.
+        results = read_results(folder)
+        results[figure.name] = as_json(figure, outcome, origin)
+        order = [item.name for item in FIGURES]
+        results = dict(sorted(results.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
         write_results(folder, results)
-        table = write_table(folder, outcomes)
-        print(f"{figure.name}: {path} ({wall_s:.0f} s)", flush=True)
+        table = write_table(folder, results)
+        print(f"{figure.name}: {path} ({origin.wall_s:.0f} s)", flush=True)
     print(table.read_text(encoding="utf-8"))
     rows = {
         figure.name: {row.what: {"ours": row.ours, "paper": row.paper, "ratio": row.ratio} for row in outcome.rows}
@@ -87,6 +101,18 @@ def _run(figures: list[Figure], context: Context, folder: Path) -> dict[str, obj
     }
     simulated = {figure.name: figure.simulated or None for figure in figures}
     return {"benchmark": "paper", "quick": context.scale.quick, "simulated": simulated, "figures": rows}
+
+
+def _how(figure: Figure, options: argparse.Namespace) -> list[str]:
+    """The arguments that make this figure alone."""
+    arguments = [figure.name]
+    if options.trace is not None:
+        arguments += ["--trace", options.trace.name]
+    if options.quick:
+        arguments.append("--quick")
+    if options.duration is not None:
+        arguments += ["--duration", f"{options.duration:g}"]
+    return arguments
 
 
 if __name__ == "__main__":

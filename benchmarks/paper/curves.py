@@ -107,7 +107,8 @@ def sweep_notes(context: Context, panels: Sequence[Panel]) -> list[str]:
         f"Poisson arrivals for {' or '.join(f'{item:g}' for item in durations)} simulated seconds.",
         "Saturated: what a system serves while requests always wait, which is what ever longer traces come to.",
         f"Sustained: the mean normalized latency of the trace is at most {SUSTAINED_BOUND_S} s a token. A short trace",
-        "is sustained beyond saturation, since its last requests still wait when the first have long been answered.",
+        "is sustained beyond saturation, since its last requests still wait when the first have long been answered,",
+        "and its rates depend on which requests come first: see the figure `sensitivity`.",
     ]
 
 

@@ -77,7 +77,7 @@ class Scale:
     real_s: float
 
 
-FULL = Scale(quick=False, duration_s=300.0, rate_shares=(0.5, 0.9, 1.1, 1.3), real_s=0.5)
+FULL = Scale(quick=False, duration_s=300.0, rate_shares=(0.6, 1.0, 1.25), real_s=0.5)
 QUICK = Scale(quick=True, duration_s=60.0, rate_shares=(0.8, 1.3), real_s=0.05)
 
 

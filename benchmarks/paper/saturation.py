@@ -21,7 +21,7 @@ from engine.execution.simulated_step_time import StepTimeModel, StepWork
 from engine.request import EngineRequest
 
 # Requests by the most that the pool could hold at once: enough that the batch, at first all of one age, mixes.
-_POOLFULS = 6
+_POOLFULS = 4
 _FEWEST = 300
 _WARM_UP_SHARE = 0.3
 _QUEUE = 64
