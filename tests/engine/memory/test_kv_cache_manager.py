@@ -220,14 +220,17 @@ class KVCacheMachine(RuleBasedStateMachine):
             self.write(seq, 1)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def fork(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), diverges=st.booleans())
+    def fork(self, data: st.DataObject, diverges: bool) -> None:
         parent = data.draw(st.sampled_from(self.live))
         child = Sequence(parent.token_ids, index=1)
         free = self.manager.num_free_blocks
         self.manager.fork(parent, child)
         assert self.manager.num_free_blocks == free, "a fork takes no memory"
         self.live.append(child)
+        if diverges and self.manager.num_blocks_to_append([(child, 1)]) <= free:
+            child.append_token(1, 0.0)
+            self.write(child, 1)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
