@@ -88,7 +88,7 @@ def simulate(run: Run) -> RunResult:
     trace = poisson_trace(run.workload.lengths, run.rate, run.duration_s, run.seed, run.workload.num_shared)
     engine, executor = build_engine(run.setup, run.system, **run.options)
     window = Window.of(trace)
-    batch, memory = BatchMeter(executor, window), MemoryMeter(engine, window)
+    batch, memory = BatchMeter(executor, window), MemoryMeter(engine, executor, window)
     result: Replay = replay(
         engine,
         executor.clock,

@@ -6,7 +6,6 @@ recorded once, and priced afterwards under any step costs.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,19 +67,15 @@ class Saturation(NamedTuple):
     def parts(self, hardware: Hardware) -> dict[str, float]:
         """Seconds of an average step by what takes them, each at its own bound."""
         model, count = self._model(hardware), len(self.works)
-        free = dataclasses.replace(hardware, step_s=0.0, sequence_s=0.0, all_reduce_s=0.0)
-        device_s = self.step_s(free)
-        kv_s = sum(map(model.kv_bytes, self.works)) / count / hardware.kv_bandwidth / hardware.num_devices
-        return {
+        num_seqs = sum(work.num_seqs for work in self.works) / count
+        all_reduces = 2 * model.model.num_layers if hardware.num_devices > 1 else 0
+        parts = {
             "host's step": hardware.step_s,
-            "host's sequences": hardware.sequence_s * sum(work.num_seqs for work in self.works) / count,
-            "all-reduces' latency": model.seconds(self.works[0])
-            - self._model(free).seconds(self.works[0])
-            - hardware.step_s
-            - hardware.sequence_s * self.works[0].num_seqs,
-            "KV reads": kv_s,
-            "matrix products and the rest": device_s - kv_s,
+            "host's sequences": hardware.sequence_s * num_seqs,
+            "all-reduces' latency": hardware.all_reduce_s * all_reduces,
+            "KV reads": sum(map(model.kv_bytes, self.works)) / count / hardware.kv_bandwidth / hardware.num_devices,
         }
+        return {**parts, "matrix products and the rest": self.step_s(hardware) - sum(parts.values())}
 
     def _model(self, hardware: Hardware) -> StepTimeModel:
         return StepTimeModel(self.overload.setup.model_config(), hardware, block_size=16)

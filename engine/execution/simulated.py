@@ -16,6 +16,7 @@ from engine.errors import ConfigError
 from engine.execution.hardware import Hardware
 from engine.execution.simulated_step_time import StepTimeModel, StepWork
 from engine.execution.simulated_tokens import SimulatedLanguage
+from engine.int32_buffer import Int32Array
 from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.scheduling import SampleRequest, SamplerOutput, SchedulerOutput
@@ -62,6 +63,8 @@ class SimulatedExecutor:
 
     Attributes:
         last_work: what the latest step did, for whoever measures batches.
+        last_tables: the block tables that it used, of all its sequences, for whoever measures what they share. Valid
+            until the next step is scheduled.
         busy_s: seconds that all steps together lasted.
     """
 
@@ -71,11 +74,13 @@ class SimulatedExecutor:
         self.clock = clock
         self.step_time = StepTimeModel(model, hardware, block_size)
         self.last_work = StepWork(0, 0, 0, 0, 0)
+        self.last_tables: list[Int32Array] = []
         self.busy_s = 0.0
         self._language = language
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         self.last_work = StepWork.of(output)
+        self.last_tables = [item.block_table for item in output.scheduled]
         seconds = self.step_time.seconds(self.last_work)
         self.busy_s += seconds
         self.clock.advance(seconds)

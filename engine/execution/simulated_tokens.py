@@ -29,8 +29,8 @@ class SimulatedLanguage:
     Equal sequences continue equally, whatever their batch, replica or preemptions; samples of a group differ, since
     draws use the engine's own generator keyed by (seed, sample index, position). How peaked a distribution is differs
     from token to token, as in text: `ratio` is a uniform number to the power `peakedness`. At 3 the beams of a search
-    share about as many blocks as with a real model: 35 and 50 % for 2 and 6 beams of 60 tokens, 45 and 73 % of 300
-    tokens, where SmolLM2-135M's share 34, 53, 45 and 68 %.
+    part as a real model's do: over 64 tokens 2, 4 and 6 beams save 29, 41 and 44 % of their blocks, over 256 tokens 40,
+    59 and 65 %, where SmolLM2-135M's save 28, 42, 45, 40, 59 and 64 % (`python -m benchmarks.paper.beam_divergence`).
 
     Temperature, top-k, top-p, min-p, min_tokens, logprobs and beam search act as on a model's logits. Penalties and
     biases do not: they steer what a text says, and these tokens say nothing.
