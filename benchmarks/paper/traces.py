@@ -113,7 +113,7 @@ class RecordedLengths:
 # Fig. 13. Parallel sampling then saves more than in Fig. 15: prompts this long for their outputs' lives.
 # Alpaca: prompts by 0.5. Outputs were tried at 0.6, 0.8 and 1.0. Fig. 13's 43.2 and 72.8 requests of Orca (Pow2) and
 # (Oracle) came out at 60 and 96, 42 and 72, 28 and 60; Fig. 15's 6.1 and 9.8 % of 2 and 6 samples at 8.2 and 13.5, 7.1
-# and 11.9, 6.1 and 10.2 (counted between steps). Fig. 13 wants 0.8, Fig. 15's samples 1.0 and its beams less: 0.8 it is.
+# and 11.9, 6.1 and 10.2 (counted between steps). Fig. 13 wants 0.8, Fig. 15's samples want 1.0, its beams 0.6 or less.
 SHAREGPT = DrawnLengths("ShareGPT", LogNormal(161.31, 1.3, 1024), LogNormal(337.99, 1.0, 1024))
 ALPACA = DrawnLengths("Alpaca", LogNormal(19.31, 0.5, 1024), LogNormal(58.45, 0.8, 1024))
 
