@@ -188,7 +188,7 @@ class LLMEngine:
         began = self._clock()
         drawn = self._executor.execute(output)
         if not (output.blocks_to_swap_in or output.blocks_to_swap_out):
-            self._policy.compute_rate.observe(output.num_tokens, self._clock() - began)
+            self._policy.compute_cost.observe(output.num_tokens, output.num_context_tokens, self._clock() - began)
         return self._process(output, drawn)
 
     def stats(self) -> EngineStats:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from engine.compute_cost import ComputeCost
 from engine.config import CacheConfig, Preemption
 from engine.memory import KVCache
 from engine.sequence import PreemptedBlocks, SequenceGroup
 
-# Weight of what was known before something new is taken in: what is old counts for less, as load and batches change.
+# Weight of what was known before a group comes back: what is old counts for less, as load and batches change.
 _DECAY = 0.96
 
 
@@ -19,46 +20,6 @@ class SwapCost(NamedTuple):
     block_bytes: int
     out_bytes_per_s: float
     in_bytes_per_s: float
-
-
-class ComputeRate:
-    """Seconds that one more token adds to a step: the slope of a decayed least-squares line through recent steps.
-
-    The slope, not the mean: a step costs something for being a step, whether tokens are recomputed in it or not.
-
-    Steps fade only as others of about their size come: a preempted group returns as prompts come, in large steps, and
-    what these cost must outlast any number of small steps in which sequences only grow. Among those alone, a token
-    more is nearly free.
-    """
-
-    def __init__(self) -> None:
-        # By the bits of a step's size: weight of the steps, and their sums of x, y, xx and xy.
-        self._sums: dict[int, tuple[float, ...]] = {}
-
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """Take in a step that computed `num_tokens` and moved no blocks."""
-        x, y = float(num_tokens), seconds
-        n, sum_x, sum_y, sum_xx, sum_xy = self._sums.get(num_tokens.bit_length(), (0.0,) * 5)
-        self._sums[num_tokens.bit_length()] = (
-            _DECAY * n + 1.0,
-            _DECAY * sum_x + x,
-            _DECAY * sum_y + y,
-            _DECAY * sum_xx + x * x,
-            _DECAY * sum_xy + x * y,
-        )
-
-    @property
-    def seconds_per_token(self) -> float:
-        """0.0 before anything was observed."""
-        if not self._sums:
-            return 0.0
-        n, x, y, xx, xy = (sum(column) for column in zip(*self._sums.values(), strict=True))
-        mean = y / x
-        variance = n * xx - x * x
-        if variance <= 1e-9 * xx * n:
-            return mean  # all steps were of one size: there is no slope to see
-        slope = (n * xy - x * y) / variance
-        return min(max(slope, 0.0), mean)
 
 
 class PreemptionPolicy:
@@ -77,7 +38,7 @@ class PreemptionPolicy:
         cache_config: CacheConfig,
         swap_cost: Callable[[], SwapCost | None],
     ) -> None:
-        self.compute_rate = ComputeRate()
+        self.compute_cost = ComputeCost()
         self._mode = mode
         self._kv_cache = kv_cache
         self._block_size = cache_config.block_size
@@ -142,7 +103,7 @@ class PreemptionPolicy:
         num_blocks = trunk // self._block_size
         num_held = self._kv_cache.num_blocks_held_by_others(live, num_blocks)
         num_cached = num_held + (num_blocks - num_held) * self._returned_share
-        return (trunk - num_cached * self._block_size + tails) * self.compute_rate.seconds_per_token
+        return self.compute_cost.seconds(trunk - num_cached * self._block_size + tails)
 
     @staticmethod
     def _computed_trunk(group: SequenceGroup) -> int:

@@ -69,6 +69,11 @@ class SchedulerOutput:
         return sum(len(item.token_ids) for item in self.scheduled)
 
     @property
+    def num_context_tokens(self) -> int:
+        """What attention reads of the cache, summed over sequences."""
+        return sum(item.start + len(item.token_ids) for item in self.scheduled)
+
+    @property
     def is_empty(self) -> bool:
         return not (self.scheduled or self.blocks_to_swap_out or self.blocks_to_swap_in)
 

@@ -1,8 +1,7 @@
-"""Swap or recompute: what a token's computation costs, what a swap costs, and which is cheaper for a group."""
+"""Swap or recompute: what either costs, and which is cheaper for a group."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,7 +9,7 @@ from engine.config import CacheConfig, Preemption
 from engine.execution.cache_engine import CacheEngine
 from engine.kernels.reference import ReferenceBackend
 from engine.memory import BlockCopy, KVCacheManager, root_hash
-from engine.preemption import ComputeRate, PreemptionPolicy, SwapCost
+from engine.preemption import PreemptionPolicy, SwapCost
 from engine.sampling_params import SamplingParams
 from engine.sequence import Sequence, SequenceGroup
 from tests.engine.doubles import MODEL
@@ -18,54 +17,6 @@ from tests.engine.doubles import MODEL
 ROOT = root_hash("test")
 BLOCK_SIZE = 4
 COST = SwapCost(block_bytes=1000, out_bytes_per_s=1e4, in_bytes_per_s=2e4)  # 0.1 s a block out, 0.05 s in
-
-
-# ComputeRate
-
-
-def observed(steps: list[tuple[int, float]]) -> ComputeRate:
-    rate = ComputeRate()
-    for num_tokens, seconds in steps:
-        rate.observe(num_tokens, seconds)
-    return rate
-
-
-def test_nothing_observed_costs_nothing() -> None:
-    assert ComputeRate().seconds_per_token == 0.0
-
-
-def test_the_slope_leaves_out_what_a_step_costs_anyway() -> None:
-    rng = np.random.default_rng(1)
-    sizes = rng.integers(1, 512, 400).tolist()
-    rate = observed([(size, 0.02 + 3e-4 * size + rng.normal(0.0, 0.004)) for size in sizes])
-    assert rate.seconds_per_token == pytest.approx(3e-4, rel=0.1)
-    assert np.mean([(0.02 + 3e-4 * size) / size for size in sizes]) > 3.3e-4  # so the mean would have been wrong
-
-
-def test_steps_of_one_size_give_their_mean() -> None:
-    assert observed([(50, 0.1)] * 20).seconds_per_token == pytest.approx(0.1 / 50)
-    assert observed([(50, 0.1)]).seconds_per_token == pytest.approx(0.1 / 50)
-
-
-def test_larger_steps_that_happen_to_be_faster_do_not_give_a_negative_price() -> None:
-    assert observed([(10, 0.2), (100, 0.1)] * 20).seconds_per_token == 0.0
-
-
-def test_a_device_that_became_slower_is_followed() -> None:
-    def steps(seconds_per_token: float, count: int) -> list[tuple[int, float]]:
-        return [(size, 0.01 + seconds_per_token * size) for size in (10, 200) * (count // 2)]
-
-    assert observed(steps(1e-4, 300) + steps(1e-3, 300)).seconds_per_token == pytest.approx(1e-3, rel=0.02)
-    assert observed(steps(1e-4, 300) + steps(1e-3, 10)).seconds_per_token < 5e-4  # a few steps do not decide
-
-
-def test_what_prompts_cost_outlasts_any_number_of_small_steps() -> None:
-    """Sequences that only grow, in steps of a few tokens and bound by reading the weights, cost nothing a token."""
-    prompts, growth = [(500, 0.01 + 500 * 2e-5)] * 20, [(size, 0.01) for size in (17, 18, 20)] * 1000
-    assert observed(prompts + growth).seconds_per_token == pytest.approx(2e-5, rel=0.05)
-
-
-# PreemptionPolicy
 
 
 def make_cache(*, num_swap_blocks: int = 64, prefix_caching: bool = True) -> KVCacheManager:
@@ -76,7 +27,7 @@ def make_policy(cache: KVCacheManager, mode: Preemption = "auto", cost: SwapCost
     """A policy that has learnt that a token takes 10 ms."""
     policy = PreemptionPolicy(mode, cache, cache.config, lambda: cost)
     for num_tokens in (10, 100) * 20:
-        policy.compute_rate.observe(num_tokens, 0.01 * num_tokens)
+        policy.compute_cost.observe(num_tokens, 1000, 0.01 * num_tokens)
     return policy
 
 
@@ -187,7 +138,7 @@ def test_without_a_prefix_cache_nothing_comes_back() -> None:
     cache = make_cache(prefix_caching=False)
     group = computed_group(cache, "a", [list(range(40))])
     policy = PreemptionPolicy("auto", cache, cache.config, lambda: COST)
-    policy.compute_rate.observe(100, 1.0)
+    policy.compute_cost.observe(100, 1000, 1.0)
     assert policy.recompute_seconds(group) == pytest.approx(0.4)
     assert policy.swap_seconds(group) == pytest.approx(10 * (0.1 + 0.05))
 
