@@ -19,11 +19,13 @@ from engine.execution.hardware import Hardware, find_hardware
 from engine.execution.simulated_step_time import StepTimeModel, StepWork
 from engine.request import EngineRequest
 
-# Requests by the most that the pool could hold at once: enough that the batch, at first all of one age, mixes.
-_POOLFULS = 4
-_FEWEST = 300
-_WARM_UP_SHARE = 0.3
+# By the most requests that ran at once: how many have finished when the batch, at first all of one age, has mixed, and
+# how many more are measured.
+_WARM_UP = 1.5
+_MEASURED = 2.5
+_FEWEST = 150
 _QUEUE = 64
+_MOST = 20_000
 
 
 class Overload(NamedTuple):
@@ -36,7 +38,7 @@ class Overload(NamedTuple):
 
 
 class Saturation(NamedTuple):
-    """The steps of an overloaded system between its warm-up and the end of its queue, and what a request generates."""
+    """The steps of an overloaded system after its warm-up, and what a request generates."""
 
     overload: Overload
     works: Sequence[StepWork]
@@ -82,22 +84,23 @@ class Saturation(NamedTuple):
 
 
 def saturate(overload: Overload) -> Saturation:
-    """Admit requests as memory allows, and record the steps until the last of them joins the queue."""
+    """Admit requests as memory allows, and record the steps between the warm-up and the last that counts."""
     setup, workload = overload.setup, overload.workload
     engine, executor = build_engine(setup, overload.system)
     requests = _requests(overload)
     prompts = PromptMaker(engine.model_config.vocab_size, overload.seed)
     works: list[StepWork] = []
-    added = 0
-    while added < len(requests):
+    added = finished = most_running = 0
+    while finished < _WARM_UP * most_running + max(_FEWEST, _MEASURED * most_running):
+        stats = engine.stats()
+        most_running = max(most_running, stats.num_running)
         # A short queue that never empties is as good as all requests at once, and cheaper to count.
-        for _ in range(engine.stats().num_waiting, _QUEUE):
-            if added < len(requests):
-                request = requests[added]
-                engine.add_request(EngineRequest(str(added), prompts.make(request), workload.sampling(request)))
-                added += 1
-        engine.step()
-        if added > _WARM_UP_SHARE * len(requests):
+        for _ in range(stats.num_waiting, _QUEUE):
+            request = requests[added]
+            engine.add_request(EngineRequest(str(added), prompts.make(request), workload.sampling(request)))
+            added += 1
+        finished += sum(output.request_finished for output in engine.step())
+        if finished >= _WARM_UP * most_running:
             works.append(executor.last_work)
     mean = float(np.mean([request.num_output_tokens for request in requests]))
     return Saturation(overload, works, mean * workload.num_sequences)
@@ -109,10 +112,7 @@ def saturated_rate(overload: Overload) -> float:
 
 
 def _requests(overload: Overload) -> list[TraceRequest]:
-    lengths, num_shared = overload.workload.lengths, overload.workload.num_shared
-    probe = sum(float(values.mean()) for values in lengths.draw(1000, np.random.default_rng(0)))
-    at_once = overload.setup.num_slots / (probe + num_shared) / overload.workload.num_sequences
-    count = max(_FEWEST, round(_POOLFULS * at_once))
-    prompts, outputs = lengths.draw(count, np.random.default_rng((overload.seed, 1)))
+    num_shared = overload.workload.num_shared
+    prompts, outputs = overload.workload.lengths.draw(_MOST, np.random.default_rng((overload.seed, 1)))
     pairs = zip(prompts.tolist(), outputs.tolist(), strict=True)
     return [TraceRequest(0.0, prompt + num_shared, output, num_shared) for prompt, output in pairs]

@@ -71,11 +71,11 @@ _ATTENTION_SHARE = 0.25
 _A100_SHEET = "NVIDIA A100 data sheet (SXM: 312 TFLOP/s FP16 dense, HBM 1,555 GB/s at 40 GB and 2,039 GB/s at 80 GB, "
 _A100_SHEET += "NVLink 600 GB/s, PCIe 4.0 x16 32 GB/s) times reachable shares; "
 # The paper's software cost more than its kernels. Fig. 13's 132 Alpaca sequences at 30 requests/s mean steps of 75 ms,
-# of which weights and KV cache explain 27 ms, so that step_s + 132 sequence_s is about 50 ms; its 30 ShareGPT sequences
-# mean at least 45 ms, of which they explain 31 ms. That is one equation for two costs: 10 and 0.33 ms are a choice
-# among its solutions, made on one A100. The others have the same costs, since the same Python runs on their hosts; what
-# a step costs more with several devices, beside all-reduces, the paper does not let one tell. Of Fig. 12's ratios, only
-# OPT-175B's leave the paper's range with this choice: `python -m benchmarks.paper sensitivity`.
+# of which weights, prompts and KV cache explain 30 ms, so that step_s + 132 sequence_s is about 45 ms; its 30 ShareGPT
+# sequences mean at least 45 ms, of which they explain 31 ms. That is one equation for two costs: 10 and 0.27 ms are a
+# choice among its solutions, made on one A100. The others have the same costs, since the same Python runs on their
+# hosts; what a step costs more with several devices, beside all-reduces, the paper does not let one tell. Of Fig. 12's
+# ratios, only OPT-175B's leave the paper's range with this choice: `python -m benchmarks.paper sensitivity`.
 _PAPER_STEP = "step and sequence costs chosen so that 132 short sequences take what the paper's Fig. 13 implies"
 
 
@@ -96,7 +96,7 @@ def _a100(num_devices: int, gigabytes: int, bandwidth: float) -> Hardware:
         link_bandwidth=0.7 * 300e9 if parallel else math.inf,  # 600 GB/s counts both directions
         all_reduce_s=25e-6 if parallel else 0.0,
         step_s=10e-3,
-        sequence_s=330e-6,
+        sequence_s=270e-6,
     )
 
 

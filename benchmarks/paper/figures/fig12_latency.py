@@ -28,7 +28,7 @@ def run(context: Context) -> Outcome:
         *sweep_notes(context, panels),
         "The paper's ratios are over all three models; its static batching is FasterTransformer with its own kernels.",
         "OPT-175B's ratios are below its range: paging batches 150 sequences there, at the edge of being bound by",
-        "arithmetic, and each costs 0.33 ms of the host's time. Other costs that fit Fig. 13 bring all into the range:",
+        "arithmetic, and each costs 0.27 ms of the host's time. Other costs that fit Fig. 13 bring all into the range:",
         "see `sensitivity`.",
         "On Alpaca it gives no ratios but says that OPT-175B gains little, being bound by arithmetic.",
     ]
