@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a part of the grid")
     parser.add_argument("--real", action="store_true", help="this machine's CPU in place of simulated devices")
     parser.add_argument("--device", choices=[grid.device for grid in SIMULATED], help="only this simulated one")
-    parser.add_argument("--rounds", type=int, default=3, help="with --real: rounds a cell, of which one is the median")
+    parser.add_argument("--rounds", type=int, default=5, help="with --real: rounds a cell, of which one is the median")
     parser.add_argument("--out", type=Path, help="write the table here, as Markdown")
     arguments = parser.parse_args()
     if arguments.rounds < 1:
