@@ -27,13 +27,13 @@ from benchmarks.cpu.options import engine_option, positive
 from benchmarks.cpu.steps import Probe
 from engine import LLM
 from engine.errors import ConfigError
-from engine.execution.model_runner import Float32Array
 from engine.int32_buffer import Int32Array
 from engine.loading import open_checkpoint
 from engine.loading.gguf_checkpoint import GGUFCheckpoint
 from engine.loading.safetensors_checkpoint import SafetensorsCheckpoint
+from engine.loading.stored_tensor import FloatArray
 
-Logits = Callable[[Int32Array], Float32Array]
+Logits = Callable[[Int32Array], FloatArray]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -96,14 +96,14 @@ def perplexity(logits: Logits, chunks: Sequence[Int32Array]) -> float:
     return math.exp(total / sum(len(chunk) - 1 for chunk in chunks))
 
 
-def negative_log_likelihoods(logits: Float32Array, tokens: Int32Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+def negative_log_likelihoods(logits: FloatArray, tokens: Int32Array) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Of tokens 1 to n - 1, each under the row before it. In blocks of rows, as float64 of all of them is large."""
     return np.concatenate(
         [_block(logits[start : start + 64], tokens[start + 1 : start + 65]) for start in range(0, len(tokens) - 1, 64)]
     )
 
 
-def _block(logits: Float32Array, tokens: Int32Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _block(logits: FloatArray, tokens: Int32Array) -> np.ndarray[Any, np.dtype[np.float64]]:
     rows = logits[: len(tokens)].astype(np.float64)
     largest = rows.max(axis=1)
     log_sums = largest + np.log(np.exp(rows - largest[:, None]).sum(axis=1))
@@ -127,8 +127,8 @@ def transformers_logits(source: str) -> Logits:
     model = AutoModelForCausalLM.from_pretrained(folder, **keywords)
 
     @torch.inference_mode()
-    def logits(token_ids: Int32Array) -> Float32Array:
-        values: Float32Array = model(torch.from_numpy(token_ids.astype(np.int64))[None]).logits[0].numpy()
+    def logits(token_ids: Int32Array) -> FloatArray:
+        values: FloatArray = model(torch.from_numpy(token_ids.astype(np.int64))[None]).logits[0].numpy()
         return values
 
     return logits

@@ -2,7 +2,7 @@
 
 file(GLOB cpu_sources CONFIGURE_DEPENDS cpu/*.cpp)
 set(kernel_sources)
-foreach(name norm activation rotary attention kernels)
+foreach(name norm activation rotary attention matmul_float matmul_quantized decoder_rows decoder_attention decoder_sampling kernels)
   list(APPEND kernel_sources ${CMAKE_CURRENT_SOURCE_DIR}/cpu/${name}.cpp)
 endforeach()
 list(REMOVE_ITEM cpu_sources ${kernel_sources})
@@ -32,8 +32,8 @@ endfunction()
 quire_cpu_isa(scalar)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   # No more than cpu/isa.cpp asks the machine for.
-  quire_cpu_isa(avx2 -mavx2 -mfma)
-  quire_cpu_isa(avx512 -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mfma)
+  quire_cpu_isa(avx2 -mavx2 -mfma -mf16c)
+  quire_cpu_isa(avx512 -mavx512f -mavx512bw -mavx512cd -mavx512dq -mavx512vl -mavx512vnni -mfma -mf16c)
 endif()
 
 quire_library(quire_cpu)

@@ -8,7 +8,7 @@ import logging
 from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
 from engine.execution.executor import UniprocExecutor
-from engine.execution.worker import Worker
+from engine.execution.worker import create_worker
 from engine.loading import open_checkpoint
 from engine.progress import Progress
 
@@ -29,7 +29,7 @@ def build_engine(model: str, config: EngineConfig, progress: Progress | None = N
     if model_config.position_embedding == "rotary":
         # Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB.
         worker_config = dataclasses.replace(model_config, max_position_embeddings=wanted_len)
-    worker = Worker(checkpoint, worker_config, config, progress)
+    worker = create_worker(checkpoint, worker_config, config, progress)
     cache_config = CacheConfig.of(config, worker.choose_num_blocks(wanted_len))
     engine = LLMEngine(
         UniprocExecutor(worker),

@@ -14,13 +14,15 @@ from engine.config_checks import check_integer, check_one_of
 from engine.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["auto", "none"]
+Quantization = Literal["auto", "none", "int8", "native"]
+KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Preemption = Literal["auto", "swap", "recompute"]
 Device = Literal["auto", "cpu", "cuda"]
 Reservation = Literal["paged", "orca_max", "orca_pow2", "orca_oracle"]
 Batching = Literal["continuous", "static"]
 
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS: tuple[str, ...] = ("auto", "none", "int8", "native")
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,12 @@ class EngineConfig:
     Attributes:
         dtype: type of weights and activations; "auto" takes bfloat16 where the hardware multiplies it natively,
             float32 elsewhere.
-        quantization: "none" runs dequantised weights in `dtype`; "auto" is "none" for now.
-        kv_cache_dtype: type of the KV cache; "auto" is `dtype`.
+        quantization: how the native CPU engine holds the matrices. "none" in `dtype`; "int8" in 8 bits with a scale for
+            32 values; "native" as a GGUF file has quantised them, the others in `dtype`. Rows that meet 8 bits or fewer
+            are quantised to 8 bits as they come. "auto" is "native" if the file is quantised and `dtype` is "auto",
+            else "none".
+        kv_cache_dtype: type of the KV cache; "auto" is `dtype`, or bfloat16 beside quantised weights. "int8", with a
+            scale for each token and head, is the native CPU engine's.
         block_size: tokens in a KV block, a power of two from 1 to 256.
         num_blocks: KV blocks in the pool; None sizes the pool from `gpu_memory_utilization`.
         gpu_memory_utilization: fraction of the device's memory that weights and KV pool may fill together; on a CPU,
@@ -40,8 +46,8 @@ class EngineConfig:
         max_model_len: longest sequence in tokens, prompt and output; None takes the checkpoint's.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: token budget of one step, shared by decodes and prompt chunks.
-        num_threads: threads of the CPU kernels and of torch; None takes all cores this process may use but one. Matrix
-            products wait for their slowest thread, so a core shared with other work slows a step many times over.
+        num_threads: threads of a step on a CPU. None takes all cores this process may use, but for one where torch
+            computes: its threads wait for the slowest, so a core shared with other work slows a step many times over.
         enable_prefix_caching: reuse KV blocks of equal prefixes. None is yes, except under a reservation other than
             "paged", where nothing can be shared.
         num_swap_blocks: blocks of host memory that preempted groups are swapped out to; 0 for no swapping. None is a
@@ -56,13 +62,14 @@ class EngineConfig:
             memory allow, and the next one when all of it has ended.
         shared_prefixes: name → a text, or token ids, that many prompts begin with, such as a system prompt: its full
             blocks are computed at the start and pinned. Requests share them by their content; nothing names them.
-        kernels: "auto", or the name of a kernel backend ("reference", "cpu", "cuda") for tests and comparisons.
+        kernels: "auto", or for tests and comparisons "native", the native CPU engine, or the kernels of a torch model
+            ("reference", "cpu", "cuda").
         seed: base seed of requests that bring none.
     """
 
     dtype: DType = "auto"
     quantization: Quantization = "auto"
-    kv_cache_dtype: DType = "auto"
+    kv_cache_dtype: KVCacheDType = "auto"
     device: Device = "auto"
     block_size: int = 16
     num_blocks: int | None = None
@@ -82,13 +89,13 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_one_of("dtype", self.dtype, DTYPES)
-        check_one_of("kv_cache_dtype", self.kv_cache_dtype, DTYPES)
-        check_one_of("quantization", self.quantization, ("auto", "none"))
+        check_one_of("kv_cache_dtype", self.kv_cache_dtype, (*DTYPES, "int8"))
+        check_one_of("quantization", self.quantization, QUANTIZATIONS)
         check_one_of("device", self.device, ("auto", "cpu", "cuda"))
         check_one_of("preemption", self.preemption, ("auto", "swap", "recompute"))
         check_one_of("reservation", self.reservation, ("paged", "orca_max", "orca_pow2", "orca_oracle"))
         check_one_of("batching", self.batching, ("continuous", "static"))
-        check_one_of("kernels", self.kernels, ("auto", "reference", "cpu", "cuda"))
+        check_one_of("kernels", self.kernels, ("auto", "native", "reference", "cpu", "cuda"))
         check_integer("block_size", self.block_size, 1, 256)
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size={self.block_size} must be a power of two from 1 to 256")

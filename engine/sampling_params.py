@@ -139,6 +139,11 @@ class SamplingParams:
         return self.temperature == 0.0
 
     @functools.cached_property
+    def wants_only_arg_max(self) -> bool:
+        """Of a row's logits, but for penalties and biases, nothing matters but which is the largest."""
+        return self.greedy and self.logprobs is None and not self.ranks_at_end
+
+    @functools.cached_property
     def has_penalties(self) -> bool:
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 

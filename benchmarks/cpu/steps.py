@@ -16,8 +16,8 @@ from engine.outputs import SequenceOutput
 from engine.scheduling import SamplerOutput, SchedulerOutput
 
 if TYPE_CHECKING:
-    from engine.execution.model_runner import Float32Array
     from engine.int32_buffer import Int32Array
+    from engine.loading.stored_tensor import FloatArray
 
 NATIVE_PHASES = ("gemm", "head", "attention", "other")
 
@@ -72,9 +72,9 @@ class Probe:
         pool_bytes: int = self._runner._cache.kv_pool.nbytes
         return pool_bytes / (cache.num_blocks * cache.block_size)
 
-    def logits(self, token_ids: Int32Array) -> Float32Array:
+    def logits(self, token_ids: Int32Array) -> FloatArray:
         """All rows' logits of one sequence; see ModelRunner.logits."""
-        logits: Float32Array = self._runner.logits(token_ids)
+        logits: FloatArray = self._runner.logits(token_ids)
         return logits
 
     @contextmanager

@@ -7,126 +7,12 @@
 //
 // A score adds its products in the order of the dimensions, a row its values in the order of the positions, whatever
 // the rows around it. Rows that do not see a tile, or a token of it, get weight 0 there, which changes nothing.
-#include "kernels.h"
-#include "vec.h"
+#include "attention_rows.h"
 
 namespace quire {
 namespace QUIRE_ISA {
 
 namespace {
-
-constexpr int kWidth = Vec::kWidth;
-constexpr float kNothing = -__builtin_inff();
-constexpr float kLog2e = 1.44269504088896341f;
-
-// Most rows that share a load of keys or values; with their vectors they fill the registers.
-constexpr int kMaxRows = kWidth == 1 ? 4 : 6;
-
-// Vectors of accumulators a row: few rows need more, or each addition would wait for the one before.
-constexpr int vectors_for(int rows) {
-    if (kWidth == 16) return 4;
-    return rows == 1 ? 8 : rows <= 3 ? 4 : 2;
-}
-
-template <int Rows, int Vectors>
-void score_block(const float* queries, int64_t dim, const float* keys, int64_t head_dim, float* scores) {
-    Vec sums[Rows][Vectors];
-    for (int r = 0; r < Rows; ++r) {
-        for (int j = 0; j < Vectors; ++j) sums[r][j] = Vec::set1(0.0f);
-    }
-    for (int64_t d = 0; d < head_dim; ++d) {
-        Vec key[Vectors];
-        for (int j = 0; j < Vectors; ++j) key[j] = Vec::load(keys + d * kTile + j * kWidth);
-        for (int r = 0; r < Rows; ++r) {
-            const Vec query = Vec::set1(queries[r * dim + d]);
-            for (int j = 0; j < Vectors; ++j) sums[r][j] = fma(query, key[j], sums[r][j]);
-        }
-    }
-    for (int r = 0; r < Rows; ++r) {
-        for (int j = 0; j < Vectors; ++j) sums[r][j].store(scores + r * kTile + j * kWidth);
-    }
-}
-
-template <int Rows>
-void score_rows(const float* queries, int64_t dim, const float* keys, int64_t head_dim, int num_tokens, float* scores) {
-    constexpr int kVectors = vectors_for(Rows);
-    for (int t = 0; t < num_tokens; t += kVectors * kWidth) {
-        score_block<Rows, kVectors>(queries, dim, keys + t, head_dim, scores + t);
-    }
-}
-
-template <int Rows, int Vectors, typename V>
-void value_block(const float* weights, const V* const* values, int num_tokens, int64_t d, float* acc, int64_t dim) {
-    Vec sums[Rows][Vectors];
-    for (int r = 0; r < Rows; ++r) {
-        for (int j = 0; j < Vectors; ++j) sums[r][j] = Vec::load(acc + r * dim + d + j * kWidth);
-    }
-    for (int t = 0; t < num_tokens; ++t) {
-        Vec value[Vectors];
-        for (int j = 0; j < Vectors; ++j) value[j] = Vec::load(values[t] + d + j * kWidth);
-        for (int r = 0; r < Rows; ++r) {
-            const Vec weight = Vec::set1(weights[r * kTile + t]);
-            for (int j = 0; j < Vectors; ++j) sums[r][j] = fma(weight, value[j], sums[r][j]);
-        }
-    }
-    for (int r = 0; r < Rows; ++r) {
-        for (int j = 0; j < Vectors; ++j) sums[r][j].store(acc + r * dim + d + j * kWidth);
-    }
-}
-
-template <int Rows, typename V>
-void value_rows(const float* weights, const V* const* values, int num_tokens, float* acc, int64_t dim) {
-    constexpr int kVectors = vectors_for(Rows);
-    int64_t d = 0;
-    for (; d + kVectors * kWidth <= dim; d += kVectors * kWidth) {
-        value_block<Rows, kVectors>(weights, values, num_tokens, d, acc, dim);
-    }
-    for (; d + 2 * kWidth <= dim; d += 2 * kWidth) value_block<Rows, 2>(weights, values, num_tokens, d, acc, dim);
-    for (; d < dim; d += kWidth) value_block<Rows, 1>(weights, values, num_tokens, d, acc, dim);
-}
-
-// Call body.run<n>(first_row) for rows 0 .. num_rows in groups of n = kMaxRows, and one of the rest.
-template <typename Body>
-void for_row_groups(int64_t num_rows, const Body& body) {
-    int64_t row = 0;
-    for (; row + kMaxRows <= num_rows; row += kMaxRows) body.template run<kMaxRows>(row);
-    switch (num_rows - row) {
-        case 1: body.template run<1>(row); break;
-        case 2: body.template run<2>(row); break;
-        case 3: body.template run<3>(row); break;
-        case 4: body.template run<4>(row); break;
-        case 5: body.template run<5>(row); break;
-        default: break;
-    }
-}
-
-struct ScoreRows {
-    const float* queries;
-    int64_t dim;
-    const float* keys;
-    int64_t head_dim;
-    int num_tokens;
-    float* scores;
-
-    template <int Rows>
-    void run(int64_t row) const {
-        score_rows<Rows>(queries + row * dim, dim, keys, head_dim, num_tokens, scores + row * kTile);
-    }
-};
-
-template <typename V>
-struct ValueRows {
-    const float* weights;
-    const V* const* values;
-    int num_tokens;
-    float* acc;
-    int64_t dim;
-
-    template <int Rows>
-    void run(int64_t row) const {
-        value_rows<Rows>(weights + row * kTile, values, num_tokens, acc + row * dim, dim);
-    }
-};
 
 template <typename Q>
 void gather_queries(const QuirePagedAttentionParams& p, const QueryTile& tile, int kv_head, float* queries) {
@@ -190,39 +76,6 @@ void gather_values(const C* const* rows, int num_tokens, int64_t head_dim, float
         for (; d < head_dim; ++d) values[t * dim + d] = to_float(rows[t][d]);
         for (; d < dim; ++d) values[t * dim + d] = 0.0f;
     }
-}
-
-void scale_row(float* row, int64_t dim, float factor) {
-    const Vec factors = Vec::set1(factor);
-    for (int64_t d = 0; d < dim; d += kWidth) (Vec::load(row + d) * factors).store(row + d);
-}
-
-float exp2_of(float x) { return exp2(Vec::set1(x)).sum() / kWidth; }
-
-// Online softmax (Milakov and Gimelshein, arXiv 1805.02867): turn a row's scores of tokens begin .. end into weights,
-// 0 elsewhere, and rescale what the row has summed so far to the new maximum.
-void weigh_row(float* scores, int begin, int end, float* max, float* sum, float* acc, int64_t dim) {
-    for (int t = 0; t < begin; ++t) scores[t] = kNothing;
-    for (int t = end; t < kTile; ++t) scores[t] = kNothing;
-    Vec largest = Vec::load(scores);
-    for (int t = kWidth; t < kTile; t += kWidth) largest = quire::QUIRE_ISA::max(largest, Vec::load(scores + t));
-    const float tile_max = largest.largest();
-    const float new_max = tile_max > *max ? tile_max : *max;
-    const float base = new_max == kNothing ? 0.0f : new_max;  // nothing seen yet: all weights 0, not NaN
-
-    Vec tile_sum = Vec::set1(0.0f);
-    for (int t = 0; t < kTile; t += kWidth) {
-        const Vec weight = exp2(Vec::load(scores + t) - Vec::set1(base));
-        weight.store(scores + t);
-        tile_sum = tile_sum + weight;
-    }
-    if (new_max != *max) {
-        const float factor = exp2_of(*max - base);
-        *sum *= factor;
-        scale_row(acc, dim, factor);
-    }
-    *max = new_max;
-    *sum += tile_sum.sum();
 }
 
 template <typename Q, typename C>

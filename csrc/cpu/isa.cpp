@@ -13,6 +13,7 @@ namespace {
 
 struct Choice {
     const Kernels* kernels;
+    const DecoderKernels* decoder_kernels;
     bool available;
 };
 
@@ -20,45 +21,47 @@ struct Choice {
 #if defined(__x86_64__)
 const Choice* choices() {
     static const Choice all[] = {
-        {&avx512::kernels, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        {&avx512::kernels, &avx512::decoder_kernels,
+         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                                __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                               __builtin_cpu_supports("avx512vl")},
-        {&avx2::kernels, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
-        {&scalar::kernels, true},
-        {nullptr, false},
+                               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")},
+        {&avx2::kernels, &avx2::decoder_kernels,
+         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+        {&scalar::kernels, &scalar::decoder_kernels, true},
+        {nullptr, nullptr, false},
     };
     return all;
 }
 #else
 const Choice* choices() {
-    static const Choice all[] = {{&scalar::kernels, true}, {nullptr, false}};
+    static const Choice all[] = {{&scalar::kernels, &scalar::decoder_kernels, true}, {nullptr, nullptr, false}};
     return all;
 }
 #endif
 
-const Kernels* best() {
+const Choice* best() {
     const Choice* choice = choices();
     while (!choice->available) ++choice;
-    return choice->kernels;
+    return choice;
 }
 
-int find(const char* name, const Kernels** found) {
+int find(const char* name, const Choice** found) {
     for (const Choice* choice = choices(); choice->kernels != nullptr; ++choice) {
         if (strcmp(choice->kernels->isa, name) != 0) continue;
         if (!choice->available) return fail(QUIRE_UNSUPPORTED, "this machine does not have %s", name);
-        *found = choice->kernels;
+        *found = choice;
         return QUIRE_OK;
     }
     return fail(QUIRE_INVALID_ARGUMENT, "instruction set \"%s\" is none of scalar, avx2, avx512", name);
 }
 
-std::atomic<const Kernels*> active{nullptr};
+std::atomic<const Choice*> active{nullptr};
 
 }  // namespace
 
 int check_isa() {
     if (active.load(std::memory_order_acquire) != nullptr) return QUIRE_OK;
-    const Kernels* chosen = nullptr;
+    const Choice* chosen = nullptr;
     const char* wish = getenv("QUIRE_CPU_ISA");
     if (wish == nullptr || *wish == '\0') {
         chosen = best();
@@ -69,7 +72,8 @@ int check_isa() {
     return QUIRE_OK;
 }
 
-const Kernels& active_kernels() { return *active.load(std::memory_order_acquire); }
+const Kernels& active_kernels() { return *active.load(std::memory_order_acquire)->kernels; }
+const DecoderKernels& active_decoder_kernels() { return *active.load(std::memory_order_acquire)->decoder_kernels; }
 
 }  // namespace quire
 
@@ -77,7 +81,7 @@ const char* quire_cpu_isa(void) { return quire::check_isa() == QUIRE_OK ? quire:
 
 int quire_cpu_set_isa(const char* name) {
     if (name == nullptr) return quire::fail(QUIRE_INVALID_ARGUMENT, "quire_cpu_set_isa: name is NULL");
-    const quire::Kernels* chosen = nullptr;
+    const quire::Choice* chosen = nullptr;
     QUIRE_CHECK(quire::find(name, &chosen));
     quire::active.store(chosen, std::memory_order_release);
     return QUIRE_OK;

@@ -61,6 +61,9 @@ struct Vec {
         const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
         return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
     }
+    static Vec load(const int8_t* p) {
+        return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+    }
     void store(float* p) const { _mm512_storeu_ps(p, v); }
     void store(BFloat16* p) const {
         const __m512i bits = _mm512_castps_si512(v);
@@ -90,6 +93,13 @@ inline Vec zero_where_less(Vec value, Vec x, Vec bound) {
 inline Vec power_of_two(Vec n) {
     const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+}
+
+// kWidth pairs: the first of each, and the second.
+inline void load_pairs(const BFloat16* p, Vec* first, Vec* second) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    first->v = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    second->v = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 
 inline void transpose(Vec r[16]) {
@@ -128,6 +138,9 @@ struct Vec {
     static Vec load(const BFloat16* p) {
         const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
         return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+    }
+    static Vec load(const int8_t* p) {
+        return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))};
     }
     void store(float* p) const { _mm256_storeu_ps(p, v); }
     void store(BFloat16* p) const {
@@ -170,6 +183,13 @@ inline Vec power_of_two(Vec n) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
 }
 
+// kWidth pairs: the first of each, and the second.
+inline void load_pairs(const BFloat16* p, Vec* first, Vec* second) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    first->v = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    second->v = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+
 inline void transpose(Vec r[8]) {
     __m256 a[8], b[8];
     for (int i = 0; i < 8; i += 2) {
@@ -197,6 +217,7 @@ struct Vec {
     static Vec set1(float x) { return {x}; }
     static Vec load(const float* p) { return {*p}; }
     static Vec load(const BFloat16* p) { return {to_float(*p)}; }
+    static Vec load(const int8_t* p) { return {static_cast<float>(*p)}; }
     void store(float* p) const { *p = v; }
     void store(BFloat16* p) const { from_float(v, p); }
     float sum() const { return v; }
@@ -209,6 +230,11 @@ inline Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 inline Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
 inline Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
 inline Vec max(Vec a, Vec b) { return {a.v > b.v ? a.v : b.v}; }
+inline Vec round(Vec a) { return {__builtin_rintf(a.v)}; }
+inline void load_pairs(const BFloat16* p, Vec* first, Vec* second) {
+    first->v = to_float(p[0]);
+    second->v = to_float(p[1]);
+}
 inline void transpose(Vec[1]) {}
 
 #endif

@@ -21,7 +21,7 @@
 
 #include <stdint.h>
 
-#define QUIRE_ABI_VERSION 1
+#define QUIRE_ABI_VERSION 2
 
 #if defined(__GNUC__)
 #define QUIRE_API __attribute__((visibility("default")))

@@ -10,6 +10,16 @@ import numpy.typing as npt
 from engine.scheduling import SampleRequest
 
 
+def changes_logits(request: SampleRequest) -> bool:
+    """Whether `apply_biases_and_penalties` changes anything."""
+    params = request.sampling_params
+    return bool(params.logit_bias) or params.has_penalties or _too_short(request)
+
+
+def _too_short(request: SampleRequest) -> bool:
+    return request.position - request.num_prompt_tokens < request.sampling_params.min_tokens
+
+
 def apply_biases_and_penalties(
     logits: npt.NDArray[np.float32], request: SampleRequest, eos_token_ids: SequenceOf[int]
 ) -> npt.NDArray[np.float32]:
@@ -18,11 +28,9 @@ def apply_biases_and_penalties(
     Args:
         logits: float32 `[vocab_size]`; returned as it is if nothing applies, else copied.
     """
-    params = request.sampling_params
-    num_output = request.position - request.num_prompt_tokens
-    too_short = num_output < params.min_tokens
-    if not (params.logit_bias or params.has_penalties or too_short):
+    if not changes_logits(request):
         return logits
+    params = request.sampling_params
     shaped = logits.copy()
     if params.repetition_penalty != 1.0:
         seen = np.unique(request.token_ids)
@@ -33,7 +41,7 @@ def apply_biases_and_penalties(
         shaped[drawn] -= (params.frequency_penalty * counts + params.presence_penalty).astype(np.float32)
     for token_id, bias in params.logit_bias.items():
         shaped[token_id] += bias
-    if too_short:
+    if _too_short(request):
         banned = [*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)]
         shaped[banned] = -np.inf
     return shaped

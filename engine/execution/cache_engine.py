@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from engine.config import CacheConfig
+from engine.execution.swap_cost import measure_swap_cost
 from engine.kernels.backend import KernelBackend
 from engine.memory import BlockCopy
 from engine.model_config import ModelConfig
@@ -57,15 +57,8 @@ class CacheEngine:
 
     def measure_swap_cost(self) -> SwapCost:
         """Time a few block copies each way. Call it before the pool holds anything."""
-        count = min(8, len(self.kv_pool), len(self.swap_pool))
-        copies = [BlockCopy(block, block) for block in range(count)]
-        rates = []
-        for swap in (self.swap_out, self.swap_in):
-            swap(copies)  # the first one pays for touching the memory
-            began = time.perf_counter()
-            swap(copies)
-            rates.append(count * self.kv_pool[0].nbytes / (time.perf_counter() - began))
-        return SwapCost(self.kv_pool[0].nbytes, *rates)
+        num_blocks = min(len(self.kv_pool), len(self.swap_pool))
+        return measure_swap_cost(self.swap_out, self.swap_in, num_blocks, self.kv_pool[0].nbytes)
 
     def copy(self, copies: Sequence[BlockCopy]) -> None:
         if copies:

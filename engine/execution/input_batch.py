@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from engine.kernels.backend import AttentionMetadata
-from engine.scheduling import SampleRequest, SchedulerOutput
+from engine.scheduling import SchedulerOutput
 
 
 class InputBatch:
@@ -60,22 +60,3 @@ class InputBatch:
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(array)
         return tensor if self._device.type == "cpu" else tensor.to(self._device)
-
-
-def sample_rows(output: SchedulerOutput) -> tuple[list[int], list[SampleRequest], list[int]]:
-    """What to draw this step.
-
-    Returns:
-        The batch rows whose logits are needed; the draws; and for each draw the index of its row in that list.
-    """
-    batch_rows: list[int] = []
-    requests: list[SampleRequest] = []
-    logits_rows: list[int] = []
-    end = 0
-    for item in output.scheduled:
-        end += len(item.token_ids)
-        if item.samples:
-            requests.extend(item.samples)
-            logits_rows.extend([len(batch_rows)] * len(item.samples))
-            batch_rows.append(end - 1)
-    return batch_rows, requests, logits_rows

@@ -1,16 +1,14 @@
-"""What the machine offers: devices, types it multiplies natively, cores and memory."""
+"""What torch finds on the machine: devices, types they multiply natively, their memory. engine/execution/host.py has
+what can be said without it."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import torch
 
 from engine.errors import ConfigError
+from engine.execution.host import cpu_multiplies_bfloat16, host_kv_cache_budget
 
 GPU_MEMORY_FRACTION = 0.9
-CPU_MEMORY_FRACTION = 0.25
 
 
 def resolve_device(name: str) -> torch.device:
@@ -32,36 +30,9 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    try:
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-
-
-def num_available_cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
 def kv_cache_budget(device: torch.device, fraction: float | None) -> int:
     """Bytes that the KV pool may take now that the weights are loaded."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(free - total * (1.0 - (fraction or GPU_MEMORY_FRACTION)))
-    return int(available_host_memory() * (fraction or CPU_MEMORY_FRACTION))
-
-
-def available_host_memory() -> int:
-    """Bytes that can still be allocated: the kernel's estimate, within the control group's limit if there is one."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = 1024 * int(line.split()[1])
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-            available = min(available, int(limit) - used)
-    except OSError:
-        pass  # no such file on this system: the page count above stands
-    return max(0, available)
+    return host_kv_cache_budget(fraction)

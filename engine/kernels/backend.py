@@ -7,9 +7,10 @@ layers is one contiguous run of bytes. Kernels see one layer of it as two stride
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class AttentionMetadata(NamedTuple):

@@ -52,10 +52,20 @@ class KernelLibrary:
         ]
         symbols.quire_paged_attention_workspace.restype = ctypes.c_int
 
+        self._declare_decoder()
+
     def call(self, operation: str, params: abi.Params) -> None:
         """Run an operation of `abi.OPERATIONS`; a status other than OK becomes a KernelError."""
         if self._functions[operation](params):
             self.raise_last_error(operation)
+
+    def _declare_decoder(self) -> None:
+        """The functions of quire_decoder.h, which only the CPU library has. ctypes' defaults fit their arguments, but
+        for the handle."""
+        if self.symbols.quire_backend_name() == b"cpu":
+            self.symbols.quire_decoder_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+            self.symbols.quire_decoder_destroy.argtypes = [ctypes.c_void_p]
+            self.symbols.quire_decoder_destroy.restype = None
 
     def attention_workspace(self, params: abi.PagedAttentionParams) -> int:
         """Bytes of scratch that paged_attention needs for these shapes."""

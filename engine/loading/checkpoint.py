@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from engine.loading.stored_tensor import ByteArray, StoredTensor
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
     import torch
 
     from engine.tokenization import Tokenizer
+
+_TYPE_NAMES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 
 
 class Checkpoint(ABC):
@@ -45,6 +48,11 @@ class Checkpoint(ABC):
         mapped file: copy them, do not write to them.
         """
 
+    def stored_tensors(self) -> Iterator[StoredTensor]:
+        """Each weight once, as its file holds it. Unlike `weights()`, needs no torch where a file has the bytes."""
+        for name, tensor in self.weights():
+            yield StoredTensor(name, tuple(tensor.shape), _TYPE_NAMES[str(tensor.dtype)], _bytes_of(tensor))
+
     @property
     @abstractmethod
     def num_weight_bytes(self) -> int:
@@ -54,3 +62,10 @@ class Checkpoint(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hex digest of the content: equal for equal weights wherever they lie. Seeds prefix-cache hashes."""
+
+
+def _bytes_of(tensor: torch.Tensor) -> ByteArray:
+    import torch
+
+    data: ByteArray = tensor.contiguous().view(torch.uint8).numpy().reshape(-1)
+    return data

@@ -7,11 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engine.errors import ModelLoadError
+from engine.int32_buffer import Int32Array
 from engine.loading.checkpoint import Checkpoint
 from engine.loading.fingerprint import content_fingerprint
 from engine.loading.gguf_config import ROPE_FACTORS, hf_weight_name, read_gguf_config
-from engine.loading.gguf_reader import GGUFFile
+from engine.loading.gguf_reader import GGUFFile, GGUFTensor
+from engine.loading.stored_tensor import StoredTensor
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -42,6 +46,18 @@ class GGUFCheckpoint(Checkpoint):
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         from engine.loading.gguf_dequantize import dequantize
 
+        for tensor, name, row_order in self._named_tensors():
+            weight = dequantize(self._file.data, tensor)
+            yield name, weight if row_order is None else weight[row_order]
+
+    def stored_tensors(self) -> Iterator[StoredTensor]:
+        data = np.frombuffer(self._file.data, dtype=np.uint8)
+        for tensor, name, row_order in self._named_tensors():
+            stored = data[tensor.start : tensor.start + tensor.num_bytes]
+            yield StoredTensor(name, tensor.shape, tensor.type.name, stored, row_order)
+
+    def _named_tensors(self) -> Iterator[tuple[GGUFTensor, str, Int32Array | None]]:
+        """Each weight, its name, and the order that its rows should have."""
         config = self.model_config()
         permuted = {
             "self_attn.q_proj": config.num_heads,
@@ -53,16 +69,13 @@ class GGUFCheckpoint(Checkpoint):
             if tensor.name == ROPE_FACTORS:
                 continue
             name = hf_weight_name(self.path, config.architecture, tensor.name)
-            weight = dequantize(self._file.data, tensor)
             num_heads = next((heads for part, heads in permuted.items() if part in name), None)
-            if num_heads is not None:
-                if weight.shape[0] != num_heads * config.head_dim:
-                    raise ModelLoadError(
-                        f"{self.path}: tensor {tensor.name} has {weight.shape[0]} rows, "
-                        f"expected {num_heads} heads of {config.head_dim}"
-                    )
-                weight = _unpermute(weight, num_heads)
-            yield name, weight
+            if num_heads is not None and tensor.shape[0] != num_heads * config.head_dim:
+                raise ModelLoadError(
+                    f"{self.path}: tensor {tensor.name} has {tensor.shape[0]} rows, "
+                    f"expected {num_heads} heads of {config.head_dim}"
+                )
+            yield tensor, name, None if num_heads is None else _half_split_order(num_heads, config.head_dim)
 
     @property
     def num_weight_bytes(self) -> int:
@@ -82,12 +95,11 @@ class GGUFCheckpoint(Checkpoint):
         return GGUFFile(self.path)
 
 
-def _unpermute(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """Undo the row order that GGUF gives Llama's Q and K (and their biases).
+def _half_split_order(num_heads: int, head_dim: int) -> Int32Array:
+    """Where each row of Q or K (or of its bias) lies in a GGUF file of Llama's.
 
     GGML rotates neighbouring pairs (2i, 2i+1), Hugging Face the halves (i, i + head_dim / 2); the conversion therefore
     interleaved the halves of each head: `[heads, 2, head_dim / 2]` became `[heads, head_dim / 2, 2]`.
     """
-    head_dim = weight.shape[0] // num_heads
-    halves = weight.view(num_heads, head_dim // 2, 2, *weight.shape[1:])
-    return halves.transpose(1, 2).reshape(weight.shape)
+    rows = np.arange(num_heads * head_dim, dtype=np.int32)
+    return rows.reshape(num_heads, head_dim // 2, 2).transpose(0, 2, 1).reshape(-1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.errors import ModelLoadError
 from engine.loading.checkpoint import Checkpoint
+from engine.loading.matching import match_tensors
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -37,28 +37,21 @@ def load_model(
     from engine.models import build_model  # here, so that reading a configuration does not import torch
 
     model = build_model(config, kernels, dtype, device)
-    pending, unused = model.weight_targets(), model.unused_weights
-    known = unused.union(pending)
+    targets = model.weight_targets()
+    shapes = {name: target.shape for name, target in targets.items()}
     num_bytes, total = 0, checkpoint.num_weight_bytes
-    for stored_name, tensor in checkpoint.weights():
-        num_bytes += tensor.nbytes
-        # A checkpoint of the bare decoder has names without the module that holds it.
-        name = stored_name if stored_name in known else f"{model.base_model_prefix}.{stored_name}"
-        if name not in unused:
-            if name not in pending:
-                why = "occurs twice" if name in known else f"has no place in {config.architecture}"
-                raise ModelLoadError(f"{checkpoint.source}: tensor {stored_name} {why}")
-            target = pending.pop(name)
-            if tuple(tensor.shape) != target.shape:
-                raise ModelLoadError(
-                    f"{checkpoint.source}: tensor {stored_name} has shape {list(tensor.shape)}, "
-                    f"the configuration says {list(target.shape)}"
-                )
-            target.load(tensor)
+    matched = match_tensors(
+        checkpoint.source,
+        config.architecture,
+        checkpoint.weights(),
+        shapes,
+        model.unused_weights,
+        model.base_model_prefix,
+    )
+    for name, tensor in matched:
+        if tensor is not None:
+            num_bytes += tensor.nbytes
+            targets[name].load(tensor)
         if progress is not None:
             progress(num_bytes, total)
-    if pending:
-        names = sorted(pending)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ModelLoadError(f"{checkpoint.source}: missing tensors {', '.join(names[:3])}{more}")
     return model

@@ -9,11 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from engine.errors import ModelLoadError, UnsupportedModelError
 from engine.loading.checkpoint import Checkpoint
 from engine.loading.config_reader import read_json
 from engine.loading.fingerprint import Span, content_fingerprint
 from engine.loading.hf_config import read_hf_config
+from engine.loading.stored_tensor import StoredTensor
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -50,6 +53,15 @@ class SafetensorsCheckpoint(Checkpoint):
                         yield span.name, tensors.get_tensor(span.name)
             except (SafetensorError, OSError) as error:
                 raise ModelLoadError(f"{file.path}: {error}") from error
+
+    def stored_tensors(self) -> Iterator[StoredTensor]:
+        for file in self._files:
+            data = np.memmap(file.path, dtype=np.uint8, mode="r")
+            entries = json.loads(file.header)
+            for span in file.spans:
+                entry = entries[span.name]
+                stored = data[span.start : span.start + span.num_bytes]
+                yield StoredTensor(span.name, tuple(entry["shape"]), entry["dtype"], stored)
 
     @property
     def num_weight_bytes(self) -> int:

@@ -6,10 +6,10 @@ import torch
 
 from engine.errors import UnsupportedModelError
 from engine.kernels.backend import KernelBackend
+from engine.loading.weight_names import WEIGHT_NAMES
 from engine.model_config import ModelConfig
 from engine.models.causal_lm import CausalLM
 from engine.models.decoder import Decoder
-from engine.models.weight_names import WEIGHT_NAMES
 
 __all__ = ["CausalLM", "build_model"]
 

@@ -24,8 +24,8 @@ from engine.layers import (
     build_cos_sin,
     build_norm,
 )
+from engine.loading.weight_names import WeightNames
 from engine.model_config import ModelConfig
-from engine.models.weight_names import WeightNames
 
 
 class Attention:

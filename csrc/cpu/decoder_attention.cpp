@@ -1,0 +1,310 @@
+// Attention over the native decoder's packed blocks (kv_layout.h): the rows of one query tile over one segment.
+//
+// Few rows, a decode's, multiply K and V where they lie. Many share a tile of keys [dim, kTile] and values [kTile, dim]
+// converted to float32. Both add the same terms in the same order. The scales of int8 tokens multiply scores and weights.
+#include "attention_rows.h"
+#include "decoder_kernels.h"
+
+namespace quire {
+namespace QUIRE_ISA {
+
+namespace {
+
+template <typename T>
+inline void set(float value, T* out) {
+    from_float(value, out);
+}
+inline void set(float value, int8_t* out) { *out = static_cast<int8_t>(__builtin_rintf(value)); }
+inline float get(int8_t value) { return static_cast<float>(value); }
+template <typename T>
+inline float get(T value) {
+    return to_float(value);
+}
+
+// How a part of a block is read and written, by the type of its elements.
+template <typename C>
+struct Part {
+    static constexpr bool kScaled = sizeof(C) == 1;
+    static constexpr int kStep = sizeof(C) == 2 ? 2 : 1;  // values along D that lie together in K
+
+    uint8_t* data;
+    int64_t block_size;
+
+    float* scales() const { return reinterpret_cast<float*>(data); }
+    C* elements() const { return reinterpret_cast<C*>(data + (kScaled ? 4 * block_size : 0)); }
+    // The step-th values of the tokens from `offset` on.
+    C* key(int64_t step, int64_t offset) const { return elements() + (step * block_size + offset) * kStep; }
+    C* value(int64_t offset, int64_t head_dim) const { return elements() + offset * head_dim; }
+};
+
+inline void load_key(const float* p, Vec out[1]) { out[0] = Vec::load(p); }
+inline void load_key(const int8_t* p, Vec out[1]) { out[0] = Vec::load(p); }
+inline void load_key(const BFloat16* p, Vec out[2]) { load_pairs(p, &out[0], &out[1]); }
+
+// A tile of the sequence's tokens in the cache.
+template <typename C>
+struct CacheTile {
+    Part<C> keys[kTile];  // of the tile's blocks
+    Part<C> values[kTile];
+    int first_offset;  // of the tile's first token in its block
+    int num_tokens;
+    int block_size;
+
+    CacheTile(const DecoderAttention& a, int seq, int kv_head, int position, int tokens)
+        : num_tokens(tokens), block_size(static_cast<int>(a.cache.layout->block_size)) {
+        const int32_t* table = a.block_tables + seq * a.block_table_stride;
+        first_offset = position % block_size;
+        const int first = position / block_size, last = (position + tokens - 1) / block_size;
+        for (int block = first; block <= last; ++block) {
+            keys[block - first] = {a.cache.keys(table[block], kv_head), block_size};
+            values[block - first] = {a.cache.values(table[block], kv_head), block_size};
+        }
+    }
+
+    int block_of(int t) const { return (first_offset + t) / block_size; }
+    int offset_of(int t) const { return (first_offset + t) % block_size; }
+
+    // Vectors of tokens do not cross blocks: tiles begin at multiples of kTile, vectors at multiples of kWidth.
+    bool whole_vectors() const { return block_size >= kWidth; }
+
+    void prefetch(int64_t bytes) const {
+        for (int block = 0; block <= block_of(num_tokens - 1); ++block) {
+            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(keys[block].data + at);
+        }
+    }
+    void prefetch_values(int64_t bytes) const {
+        for (int block = 0; block <= block_of(num_tokens - 1); ++block) {
+            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(values[block].data + at);
+        }
+    }
+
+    void gather_keys(int64_t head_dim, float* keys_out) const {
+        constexpr int kStep = Part<C>::kStep;
+        if (!whole_vectors()) return gather_keys_slowly(head_dim, keys_out);
+        for (int t = 0; t < num_tokens; t += kWidth) {
+            const Part<C>& part = keys[block_of(t)];
+            const int offset = offset_of(t);
+            for (int64_t step = 0; step < head_dim / kStep; ++step) {
+                Vec vectors[kStep];
+                load_key(part.key(step, offset), vectors);
+                for (int i = 0; i < kStep; ++i) vectors[i].store(keys_out + (step * kStep + i) * kTile + t);
+            }
+        }
+    }
+
+    void gather_keys_slowly(int64_t head_dim, float* keys_out) const {
+        constexpr int kStep = Part<C>::kStep;
+        for (int t = 0; t < kTile; ++t) {
+            const int from = t < num_tokens ? t : num_tokens - 1;  // lanes past the last token are masked later
+            const Part<C>& part = keys[block_of(from)];
+            for (int64_t d = 0; d < head_dim; ++d) {
+                keys_out[d * kTile + t] = get(part.key(d / kStep, offset_of(from))[d % kStep]);
+            }
+        }
+    }
+
+    void find_values(int64_t head_dim, const C** rows) const {
+        for (int t = 0; t < num_tokens; ++t) rows[t] = values[block_of(t)].value(offset_of(t), head_dim);
+    }
+
+    void gather_scales(float* key_scales, float* value_scales) const {
+        for (int t = 0; t < kTile; ++t) {
+            const int from = t < num_tokens ? t : num_tokens - 1;
+            key_scales[t] = keys[block_of(from)].scales()[offset_of(from)];
+            value_scales[t] = values[block_of(from)].scales()[offset_of(from)];
+        }
+    }
+};
+
+// Scores of `Rows` queries for `Vectors` vectors of tokens, read where they lie.
+template <int Rows, int Vectors, typename C>
+void score_in_place(const float* queries, int64_t dim, int64_t head_dim, const CacheTile<C>& tile, int t, float* scores) {
+    constexpr int kStep = Part<C>::kStep;
+    const C* from[Vectors];
+    for (int j = 0; j < Vectors; ++j) {
+        const int token = t + j * kWidth < tile.num_tokens ? t + j * kWidth : t;
+        from[j] = tile.keys[tile.block_of(token)].key(0, tile.offset_of(token));
+    }
+    const int64_t stride = int64_t{tile.block_size} * kStep;
+    Vec sums[Rows][Vectors];
+    for (int r = 0; r < Rows; ++r) {
+        for (int j = 0; j < Vectors; ++j) sums[r][j] = Vec::set1(0.0f);
+    }
+    for (int64_t d = 0; d < head_dim; d += kStep) {
+        Vec query[Rows][kStep];
+        for (int r = 0; r < Rows; ++r) {
+            for (int i = 0; i < kStep; ++i) query[r][i] = Vec::set1(queries[r * dim + d + i]);
+        }
+        for (int j = 0; j < Vectors; ++j) {
+            Vec key[kStep];
+            load_key(from[j], key);
+            from[j] += stride;
+            for (int r = 0; r < Rows; ++r) {
+                for (int i = 0; i < kStep; ++i) sums[r][j] = fma(query[r][i], key[i], sums[r][j]);
+            }
+        }
+    }
+    for (int r = 0; r < Rows; ++r) {
+        for (int j = 0; j < Vectors; ++j) sums[r][j].store(scores + r * kTile + t + j * kWidth);
+    }
+}
+
+template <typename C>
+struct ScoreInPlace {
+    const float* queries;
+    int64_t dim;
+    int64_t head_dim;
+    const CacheTile<C>& tile;
+    float* scores;
+
+    template <int Rows>
+    void run(int64_t row) const {
+        constexpr int kVectors = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
+        for (int t = 0; t < tile.num_tokens; t += kVectors * kWidth) {
+            score_in_place<Rows, kVectors>(queries + row * dim, dim, head_dim, tile, t, scores + row * kTile);
+        }
+    }
+};
+
+void multiply_tile(float* scores, const float* scales) {
+    for (int t = 0; t < kTile; t += kWidth) (Vec::load(scores + t) * Vec::load(scales + t)).store(scores + t);
+}
+
+template <typename C>
+void gather_values(const C* const* rows, int num_tokens, int64_t head_dim, float* values) {
+    const int64_t dim = padded_dim(head_dim);
+    for (int t = 0; t < num_tokens; ++t) {
+        int64_t d = 0;
+        for (; d + kWidth <= head_dim; d += kWidth) Vec::load(rows[t] + d).store(values + t * dim + d);
+        for (; d < head_dim; ++d) values[t * dim + d] = get(rows[t][d]);
+        for (; d < dim; ++d) values[t * dim + d] = 0.0f;
+    }
+}
+
+void gather_queries(const DecoderAttention& a, const QueryTile& tile, int kv_head, int64_t head_dim, float* queries) {
+    const int64_t dim = padded_dim(head_dim);
+    const float scale = a.scale * kLog2e;
+    for (int64_t r = 0; r < tile.num_tokens * int64_t{a.group}; ++r) {
+        const int64_t head = int64_t{kv_head} * a.group + r % a.group;
+        const float* from = a.query + (tile.first_token + r / a.group) * a.query_stride + head * head_dim;
+        for (int64_t d = 0; d < head_dim; ++d) queries[r * dim + d] = from[d] * scale;
+    }
+}
+
+template <typename C>
+void attend_segment(const DecoderAttention& a, const QueryTile& tile, int kv_head, int segment, float* scratch,
+                    SoftmaxState state) {
+    const int64_t num_rows = int64_t{tile.num_tokens} * a.group;
+    const int64_t head_dim = a.cache.layout->head_dim, dim = padded_dim(head_dim);
+    float* const queries = scratch;
+    float* const scores = queries + num_rows * dim;
+    float* const keys = scores + num_rows * kTile;
+    float* const packed = keys + kTile * dim;
+    for (int64_t r = 0; r < num_rows; ++r) {
+        state.max[r] = kNothing;
+        state.sum[r] = 0.0f;
+    }
+    memset(state.acc, 0, sizeof(float) * num_rows * dim);
+    gather_queries(a, tile, kv_head, head_dim, queries);
+
+    const bool few = num_rows <= kMaxRows;
+    // Values are read in place where full vectors fit and they are read once or need no conversion.
+    const bool values_in_place = dim == head_dim && (few || sizeof(C) == sizeof(float));
+    const int last = tile.first_position + tile.num_tokens - 1;  // no row sees further
+    const int oldest = a.sliding_window > 0 ? tile.first_position - a.sliding_window + 1 : 0;
+    const int segment_begin = segment * kSegment;
+    const int segment_end = last < segment_begin + kSegment ? last + 1 : segment_begin + kSegment;
+    int position = oldest > segment_begin ? oldest / kTile * kTile : segment_begin;
+    for (; position < segment_end; position += kTile) {
+        const int num_tokens = segment_end - position < kTile ? segment_end - position : kTile;
+        const CacheTile<C> cache(a, tile.seq, kv_head, position, num_tokens);
+        const int64_t part_bytes = a.cache.layout->key_bytes();
+        cache.prefetch_values(part_bytes);
+        if (position + kTile < segment_end) {
+            const int next = segment_end - position - kTile < kTile ? segment_end - position - kTile : kTile;
+            CacheTile<C>(a, tile.seq, kv_head, position + kTile, next).prefetch(part_bytes);
+        }
+        if (few && cache.whole_vectors()) {
+            for_row_groups(num_rows, ScoreInPlace<C>{queries, dim, head_dim, cache, scores});
+        } else {
+            cache.gather_keys(head_dim, keys);
+            for_row_groups(num_rows, ScoreRows{queries, dim, keys, head_dim, num_tokens, scores});
+        }
+        float key_scales[kTile], value_scales[kTile];
+        if (Part<C>::kScaled) cache.gather_scales(key_scales, value_scales);
+        for (int64_t r = 0; r < num_rows; ++r) {
+            const int end = tile.first_position + static_cast<int>(r / a.group) + 1 - position;
+            const int begin = a.sliding_window > 0 && end > a.sliding_window ? end - a.sliding_window : 0;
+            if (Part<C>::kScaled) multiply_tile(scores + r * kTile, key_scales);
+            weigh_row(scores + r * kTile, begin < kTile ? begin : kTile, end < 0 ? 0 : end < kTile ? end : kTile,
+                      state.max + r, state.sum + r, state.acc + r * dim, dim);
+            if (Part<C>::kScaled) multiply_tile(scores + r * kTile, value_scales);
+        }
+        const C* rows[kTile];
+        cache.find_values(head_dim, rows);
+        if (values_in_place) {
+            for_row_groups(num_rows, ValueRows<C>{scores, rows, num_tokens, state.acc, dim});
+        } else {
+            const float* values[kTile];
+            for (int t = 0; t < num_tokens; ++t) values[t] = packed + t * dim;
+            gather_values(rows, num_tokens, head_dim, packed);
+            for_row_groups(num_rows, ValueRows<float>{scores, values, num_tokens, state.acc, dim});
+        }
+    }
+}
+
+template <typename C>
+void store_parts(const LayerCache& cache, int64_t kv_head, int64_t slot, const float* key, const float* value) {
+    constexpr int kStep = Part<C>::kStep;
+    const int64_t block_size = cache.layout->block_size, head_dim = cache.layout->head_dim;
+    const int64_t block = slot / block_size, offset = slot % block_size;
+    const Part<C> keys{cache.keys(block, kv_head), block_size}, values{cache.values(block, kv_head), block_size};
+    float key_factor = 1.0f, value_factor = 1.0f;
+    if (Part<C>::kScaled) {
+        float largest_key = 0.0f, largest_value = 0.0f;
+        for (int64_t d = 0; d < head_dim; ++d) {
+            largest_key = __builtin_fabsf(key[d]) > largest_key ? __builtin_fabsf(key[d]) : largest_key;
+            largest_value = __builtin_fabsf(value[d]) > largest_value ? __builtin_fabsf(value[d]) : largest_value;
+        }
+        keys.scales()[offset] = largest_key / 127.0f;
+        values.scales()[offset] = largest_value / 127.0f;
+        key_factor = largest_key > 0.0f ? 127.0f / largest_key : 0.0f;
+        value_factor = largest_value > 0.0f ? 127.0f / largest_value : 0.0f;
+    }
+    for (int64_t d = 0; d < head_dim; ++d) set(key[d] * key_factor, keys.key(d / kStep, offset) + d % kStep);
+    C* const row = values.value(offset, head_dim);
+    for (int64_t d = 0; d < head_dim; ++d) set(value[d] * value_factor, row + d);
+}
+
+}  // namespace
+
+void decoder_attend(const DecoderAttention& a, const QueryTile& tile, int kv_head, int segment, float* scratch,
+                    SoftmaxState state) {
+    switch (a.cache.layout->kv_type) {
+        case QUIRE_KV_FLOAT32: return attend_segment<float>(a, tile, kv_head, segment, scratch, state);
+        case QUIRE_KV_BFLOAT16: return attend_segment<BFloat16>(a, tile, kv_head, segment, scratch, state);
+        default: return attend_segment<int8_t>(a, tile, kv_head, segment, scratch, state);
+    }
+}
+
+void decoder_finish(const DecoderAttention& a, const QueryTile& tile, int kv_head, SoftmaxState state) {
+    const int64_t head_dim = a.cache.layout->head_dim, dim = padded_dim(head_dim);
+    for (int64_t r = 0; r < tile.num_tokens * int64_t{a.group}; ++r) {
+        const int64_t head = int64_t{kv_head} * a.group + r % a.group;
+        float* out = a.out + (tile.first_token + r / a.group) * a.out_stride + head * head_dim;
+        const float inverse = 1.0f / state.sum[r];
+        // Adding 0 makes a -0 a +0, which tokens of weight 0 may or may not have done.
+        for (int64_t d = 0; d < head_dim; ++d) out[d] = state.acc[r * dim + d] * inverse + 0.0f;
+    }
+}
+
+void store_kv(const LayerCache& cache, int64_t kv_head, int64_t slot, const float* key, const float* value) {
+    switch (cache.layout->kv_type) {
+        case QUIRE_KV_FLOAT32: return store_parts<float>(cache, kv_head, slot, key, value);
+        case QUIRE_KV_BFLOAT16: return store_parts<BFloat16>(cache, kv_head, slot, key, value);
+        default: return store_parts<int8_t>(cache, kv_head, slot, key, value);
+    }
+}
+
+}  // namespace QUIRE_ISA
+}  // namespace quire

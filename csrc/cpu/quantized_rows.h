@@ -1,0 +1,20 @@
+// Activations as signed bytes: for each row and record of 32 values one scale, x = scale * code.
+#pragma once
+
+#include <stdint.h>
+
+namespace quire {
+
+struct RecordScale {
+    float scale;
+    float total;           // scale * the sum of the record's codes: what a weight's minimum multiplies
+    int32_t half_sums[2];  // of its first and of its last 16 codes
+};
+
+struct QuantizedRows {
+    int8_t* codes;         // [rows, stride]
+    RecordScale* records;  // [rows, stride / 32]
+    int64_t stride;        // values a row, a multiple of 32; those past the row's end are zero
+};
+
+}  // namespace quire

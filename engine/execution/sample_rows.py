@@ -1,0 +1,24 @@
+"""Which rows of a step want logits, and for which draws."""
+
+from __future__ import annotations
+
+from engine.scheduling import SampleRequest, SchedulerOutput
+
+
+def sample_rows(output: SchedulerOutput) -> tuple[list[int], list[SampleRequest], list[int]]:
+    """What to draw this step.
+
+    Returns:
+        The batch rows whose logits are needed; the draws; and for each draw the index of its row in that list.
+    """
+    batch_rows: list[int] = []
+    requests: list[SampleRequest] = []
+    logits_rows: list[int] = []
+    end = 0
+    for item in output.scheduled:
+        end += len(item.token_ids)
+        if item.samples:
+            requests.extend(item.samples)
+            logits_rows.extend([len(batch_rows)] * len(item.samples))
+            batch_rows.append(end - 1)
+    return batch_rows, requests, logits_rows

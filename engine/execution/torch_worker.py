@@ -1,0 +1,70 @@
+"""One rank that computes with torch."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from engine.config import CacheConfig, EngineConfig
+from engine.errors import ConfigError
+from engine.execution import platform
+from engine.execution.cache_engine import CacheEngine
+from engine.execution.host import num_available_cores
+from engine.execution.torch_runner import TorchModelRunner
+from engine.execution.worker import Worker
+from engine.kernels import select_backend
+from engine.loading import Checkpoint, load_model
+from engine.model_config import ModelConfig
+from engine.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class TorchWorker(Worker):
+    """A model in torch: on a GPU, and on a CPU as the reference."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, model_config: ModelConfig, config: EngineConfig, progress: Progress | None = None
+    ) -> None:
+        super().__init__(model_config, config)
+        if config.quantization not in ("auto", "none"):
+            raise ConfigError(f"quantization={config.quantization!r} needs the native CPU engine")
+        if config.kv_cache_dtype == "int8":
+            raise ConfigError("kv_cache_dtype='int8' needs the native CPU engine")
+        self._device = platform.resolve_device(config.device)
+        self._dtype = platform.resolve_dtype(config.dtype, self._device)
+        self._kv_dtype = self._dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
+        num_threads = config.num_threads or max(1, num_available_cores() - 1)
+        torch.set_num_threads(num_threads)
+        self._kernels = select_backend(config.kernels, self._device.type, num_threads)
+        self._model = load_model(
+            checkpoint,
+            model_config,
+            self._kernels,
+            self._dtype,
+            self._device,
+            (lambda done, total: progress("loading weights", done, total)) if progress else None,
+        )
+
+    def block_bytes(self) -> int:
+        return CacheEngine.block_bytes(self._model_config, self._config.block_size, self._kv_dtype)
+
+    def kv_cache_budget(self) -> int:
+        return platform.kv_cache_budget(self._device, self._config.gpu_memory_utilization)
+
+    def build_cache(self, cache_config: CacheConfig, max_model_len: int) -> None:
+        cache = CacheEngine(self._model_config, cache_config, self._kv_dtype, self._device, self._kernels)
+        logger.info(
+            "KV cache: %d blocks of %d tokens, %.2f GiB, %s on %s, kernels: %s",
+            cache_config.num_blocks,
+            cache_config.block_size,
+            cache.kv_pool.nbytes / 2**30,
+            str(self._kv_dtype).removeprefix("torch."),
+            self._device,
+            self._kernels.name,
+        )
+        if cache_config.num_swap_blocks:
+            self.swap_cost = cache.measure_swap_cost()
+        max_blocks = cache_config.blocks_for(max_model_len)
+        self._runner = TorchModelRunner(self._model, cache, self._model_config, self._config, max_blocks)
