@@ -159,7 +159,7 @@ struct ScoreInPlace {
 
     template <int Rows>
     void run(int64_t row) const {
-        constexpr int kVectors = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
+        constexpr int kVectors = Rows <= 3 ? (Part<C>::kScaled ? 2 : 4) : 1;
         for (int t = 0; t < tile.num_tokens; t += kVectors * kWidth) {
             score_in_place<Rows, kVectors>(queries + row * dim, dim, head_dim, tile, t, scores + row * kTile);
         }
