@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,15 @@ import pytest
 def anyio_backend() -> str:
     """Async tests are marked `anyio` and run on asyncio, as the application does."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home() -> Iterator[Path]:
+    """An empty cache for this run, its processes included: packed weights of an older build must not be found, and
+    gigabytes of them must not outlast the run, in the user's home or among pytest's kept folders."""
+    with tempfile.TemporaryDirectory(prefix="quire-cache-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", folder)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
