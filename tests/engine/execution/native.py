@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +23,14 @@ EXACT: dict[str, Any] = {"dtype": "float32", "quantization": "none", "kv_cache_d
 
 
 def native_runner(source: str, num_blocks: int = 64, num_swap_blocks: int = 0, **options: Any) -> NativeModelRunner:
-    """The runner of a worker on one thread, unless `options` (EngineConfig's) say otherwise."""
+    """The runner of a worker on one thread, unless `options` (EngineConfig's) say otherwise. Sequences may fill the
+    pool, where the model has no table of positions."""
     checkpoint = open_checkpoint(source)
     config = EngineConfig.from_dict({"num_threads": 1, **options})
-    worker = NativeWorker(checkpoint, checkpoint.model_config(), config)
+    model_config = checkpoint.model_config()
+    if model_config.position_embedding == "rotary":
+        model_config = dataclasses.replace(model_config, max_position_embeddings=num_blocks * config.block_size)
+    worker = NativeWorker(checkpoint, model_config, config)
     cache = CacheConfig(config.block_size, num_blocks, False, num_swap_blocks)
     worker.build_cache(cache, num_blocks * config.block_size)
     runner = worker._runner
