@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -85,8 +86,8 @@ class PackedWeights:
         shared: they lie in a file that other processes map too.
     """
 
-    def __init__(self, memory: mmap.mmap | bytearray) -> None:
-        self.shared = isinstance(memory, mmap.mmap)
+    def __init__(self, memory: mmap.mmap, shared: bool) -> None:
+        self.shared = shared
         buffer = np.frombuffer(memory, dtype=np.uint8)
         header_bytes = int(buffer[:8].view(np.uint64)[0])
         header = json.loads(bytes(buffer[8 : 8 + header_bytes]))
@@ -119,12 +120,13 @@ def load_packed_weights(
     try:
         path = make_once(_cache_path(checkpoint, policy), packer.write)
         with path.open("rb") as file:
-            return PackedWeights(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return PackedWeights(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), shared=True)
     except OSError as error:
         logger.warning("the packed weights cannot be shared with other processes of this node: %s", error)
-    memory = _Memory()
-    packer.write(memory)
-    return PackedWeights(memory.content)
+    with os.fdopen(os.memfd_create("quire-weights"), "w+b") as file:  # pages, so aligned like the mapped file
+        packer.write(file)
+        file.flush()
+        return PackedWeights(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), shared=False)
 
 
 def has_quantized_weights(checkpoint: Checkpoint) -> bool:
@@ -136,16 +138,6 @@ def _cache_path(checkpoint: Checkpoint, policy: WeightPolicy) -> Path:
     identity = f"{_FORMAT} {checkpoint.fingerprint} {policy.quantization} {policy.dtype}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return cache_folder() / "packed" / f"{checkpoint.name}-{name}.bin"
-
-
-class _Memory:
-    """As much of a file as packing needs."""
-
-    def __init__(self) -> None:
-        self.content = bytearray()
-
-    def write(self, data: bytes) -> None:
-        self.content += data
 
 
 class _Entry(NamedTuple):
@@ -173,7 +165,7 @@ class _Packer:
         self._num_threads = num_threads
         self._progress = progress
 
-    def write(self, file: BinaryIO | _Memory) -> None:
+    def write(self, file: BinaryIO) -> None:
         """Pack all weights, in the order of the table."""
         tensors = self._read()
         entries, header = self._lay_out(tensors)
