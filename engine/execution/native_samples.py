@@ -36,6 +36,9 @@ SAMPLE = np.dtype(
 )
 _CANDIDATE = np.dtype([("logit", np.float32), ("token_id", np.int32)])
 
+# Of what may not be 0, which smaller numbers are once they are float32, or their reciprocals infinite.
+_LEAST = 1e-30
+
 _StructArray = npt.NDArray[np.void]
 
 
@@ -117,23 +120,22 @@ class NativeSamples:
             shaped = changes_logits(request)
             if params.use_beam_search:
                 searches.setdefault(request.request_id, []).append(i)
-                counts[i] = min(self._vocab_size, num_candidates(params, self._eos_token_ids))
+                counts[i] = max(num_candidates(params, self._eos_token_ids), params.logprobs or 0)
                 self.samples["wants_normalizer"][i] = 1
                 if shaped:
                     shaped_searches.add(request.request_id)
-                counts[i] = max(counts[i], params.logprobs or 0)
             elif shaped:
                 self._shaped.append(i)
             else:
                 self._ask_for_token(i, request)
-                counts[i] = min(self._vocab_size, params.logprobs or 0)
+                counts[i] = params.logprobs or 0
         for request_id, members in searches.items():
             if request_id in shaped_searches:
                 self._shaped.extend(members)
                 counts[members] = 0
             else:
                 self._searches.append(_Search(request_id, members))
-        self._place_candidates(counts)
+        self._place_candidates(np.minimum(counts, self._vocab_size))
         self._place_logits()
         draws = uniform(
             np.array([request.seed for request in self._requests], dtype=np.uint64),
@@ -145,9 +147,9 @@ class NativeSamples:
     def _ask_for_token(self, i: int, request: SampleRequest) -> None:
         params, sample = request.sampling_params, self.samples[i]
         if not params.greedy:
-            sample["temperature"] = params.temperature
-            sample["top_k"] = max(0, params.top_k)
-            sample["top_p"], sample["min_p"] = params.top_p, params.min_p
+            sample["temperature"] = max(params.temperature, _LEAST)
+            sample["top_k"] = min(max(0, params.top_k), self._vocab_size)
+            sample["top_p"], sample["min_p"] = max(params.top_p, _LEAST), params.min_p
         sample["wants_normalizer"] = params.logprobs is not None or params.ranks_at_end
 
     def _place_candidates(self, counts: npt.NDArray[np.int64]) -> None:
@@ -171,15 +173,16 @@ class NativeSamples:
     def _top(self, i: int, count: int) -> tuple[tuple[int, float], ...]:
         if count == 0:
             return ()
-        found = self._found(i, count)
+        found = self._found(i, min(count, self._vocab_size))
         logprobs = found["logit"].astype(np.float64) - self.samples["log_normalizer"][i]
         return tuple(zip(found["token_id"].tolist(), logprobs.tolist(), strict=True))
 
     def _continuations(self, search: _Search) -> tuple[BeamCandidate, ...]:
         """As Sampler's: the most likely continuations over all beams, equal ones by beam and token id."""
         first = self._requests[search.members[0]].sampling_params
-        count = min(self._vocab_size, num_candidates(first, self._eos_token_ids))
-        found = np.stack([self._found(i, count) for i in search.members])
+        count = num_candidates(first, self._eos_token_ids)
+        of_each = min(self._vocab_size, count)
+        found = np.stack([self._found(i, of_each) for i in search.members])
         normalizers = self.samples["log_normalizer"][search.members]
         logprobs = found["logit"].astype(np.float64) - normalizers[:, None]
         before = np.array([self._requests[i].cumulative_logprob for i in search.members])
@@ -189,7 +192,7 @@ class NativeSamples:
         candidates = []
         tokens, flat = found["token_id"].reshape(-1), logprobs.reshape(-1)
         for index in best.tolist():
-            member = search.members[index // count]
+            member = search.members[index // of_each]
             if member not in tops:
                 tops[member] = self._top(member, first.logprobs or 0)
             candidates.append(
