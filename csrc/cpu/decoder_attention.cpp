@@ -49,34 +49,25 @@ struct CacheTile {
     int first_offset;  // of the tile's first token in its block
     int num_tokens;
     int block_size;
+    int shift;  // block_size is 2^shift: a division for each token would cost more than the rest
 
     CacheTile(const DecoderAttention& a, int seq, int kv_head, int position, int tokens)
         : num_tokens(tokens), block_size(static_cast<int>(a.cache.layout->block_size)) {
         const int32_t* table = a.block_tables + seq * a.block_table_stride;
-        first_offset = position % block_size;
-        const int first = position / block_size, last = (position + tokens - 1) / block_size;
+        shift = __builtin_ctz(static_cast<unsigned>(block_size));
+        first_offset = position & (block_size - 1);
+        const int first = position >> shift, last = (position + tokens - 1) >> shift;
         for (int block = first; block <= last; ++block) {
             keys[block - first] = {a.cache.keys(table[block], kv_head), block_size};
             values[block - first] = {a.cache.values(table[block], kv_head), block_size};
         }
     }
 
-    int block_of(int t) const { return (first_offset + t) / block_size; }
-    int offset_of(int t) const { return (first_offset + t) % block_size; }
+    int block_of(int t) const { return (first_offset + t) >> shift; }
+    int offset_of(int t) const { return (first_offset + t) & (block_size - 1); }
 
     // Vectors of tokens do not cross blocks: tiles begin at multiples of kTile, vectors at multiples of kWidth.
     bool whole_vectors() const { return block_size >= kWidth; }
-
-    void prefetch(int64_t bytes) const {
-        for (int block = 0; block <= block_of(num_tokens - 1); ++block) {
-            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(keys[block].data + at);
-        }
-    }
-    void prefetch_values(int64_t bytes) const {
-        for (int block = 0; block <= block_of(num_tokens - 1); ++block) {
-            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(values[block].data + at);
-        }
-    }
 
     void gather_keys(int64_t head_dim, float* keys_out) const {
         constexpr int kStep = Part<C>::kStep;
@@ -104,7 +95,10 @@ struct CacheTile {
     }
 
     void find_values(int64_t head_dim, const C** rows) const {
-        for (int t = 0; t < num_tokens; ++t) rows[t] = values[block_of(t)].value(offset_of(t), head_dim);
+        for (int t = 0; t < num_tokens;) {
+            const C* row = values[block_of(t)].value(offset_of(t), head_dim);
+            for (int i = offset_of(t); i < block_size && t < num_tokens; ++i, ++t, row += head_dim) rows[t] = row;
+        }
     }
 
     void gather_scales(float* key_scales, float* value_scales) const {
@@ -218,12 +212,6 @@ void attend_segment(const DecoderAttention& a, const QueryTile& tile, int kv_hea
     for (; position < segment_end; position += kTile) {
         const int num_tokens = segment_end - position < kTile ? segment_end - position : kTile;
         const CacheTile<C> cache(a, tile.seq, kv_head, position, num_tokens);
-        const int64_t part_bytes = a.cache.layout->key_bytes();
-        cache.prefetch_values(part_bytes);
-        if (position + kTile < segment_end) {
-            const int next = segment_end - position - kTile < kTile ? segment_end - position - kTile : kTile;
-            CacheTile<C>(a, tile.seq, kv_head, position + kTile, next).prefetch(part_bytes);
-        }
         if (few && cache.whole_vectors()) {
             for_row_groups(num_rows, ScoreInPlace<C>{queries, dim, head_dim, cache, scores});
         } else {

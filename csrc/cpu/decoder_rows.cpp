@@ -87,9 +87,13 @@ void decoder_quantize(const float* x, int64_t row, int64_t begin, int64_t end, c
     int8_t* const codes = out.codes + row * out.stride;
     RecordScale* const records = out.records + row * (out.stride / kRecord);
     for (int64_t at = begin; at < end; at += kRecord) {
-        const int64_t count = end - at < kRecord ? end - at : kRecord;
-        float values[kRecord] = {};
-        memcpy(values, x + at, sizeof(float) * static_cast<size_t>(count));
+        float padded[kRecord];
+        const float* values = x + at;
+        if (end - at < kRecord) {
+            memset(padded, 0, sizeof padded);
+            memcpy(padded, values, sizeof(float) * static_cast<size_t>(end - at));
+            values = padded;
+        }
         Vec lanes = Vec::set1(0.0f);
         for (int i = 0; i < kRecord; i += kWidth) {
             const Vec value = Vec::load(values + i);
@@ -99,17 +103,18 @@ void decoder_quantize(const float* x, int64_t row, int64_t begin, int64_t end, c
         const Vec inverse = Vec::set1(largest > 0.0f ? 127.0f / largest : 0.0f);
         RecordScale& record = records[at / kRecord];
         record.scale = largest / 127.0f;
-        for (int i = 0; i < kRecord; i += kWidth) round(Vec::load(values + i) * inverse).store(values + i);
+        float total = 0.0f;  // whole numbers: exact in any order
         for (int half = 0; half < 2; ++half) {
-            int32_t sum = 0;
-            for (int i = half * 16; i < half * 16 + 16; ++i) {
-                const int32_t code = static_cast<int32_t>(values[i]);
-                codes[at + i] = static_cast<int8_t>(code);
-                sum += code;
+            Vec sum = Vec::set1(0.0f);
+            for (int i = half * 16; i < half * 16 + 16; i += kWidth) {
+                const Vec code = round(Vec::load(values + i) * inverse);
+                code.store(codes + at + i);
+                sum = sum + code;
             }
-            record.half_sums[half] = sum;
+            record.half_sums[half] = static_cast<int32_t>(sum.sum());
+            total += sum.sum();
         }
-        record.total = record.scale * static_cast<float>(record.half_sums[0] + record.half_sums[1]);
+        record.total = record.scale * total;
     }
 }
 

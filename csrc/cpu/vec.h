@@ -73,6 +73,10 @@ struct Vec {
         high = _mm512_mask_or_epi32(high, nan, bits, _mm512_set1_epi32(0x400000));
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(high, 16)));
     }
+    // Rounded to nearest even; lanes are from -128 to 127.
+    void store(int8_t* p) const {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+    }
     float sum() const { return _mm512_reduce_add_ps(v); }
     float largest() const { return _mm512_reduce_max_ps(v); }
 };
@@ -153,6 +157,12 @@ struct Vec {
         const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0xd8);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
     }
+    // Rounded to nearest even; lanes are from -128 to 127.
+    void store(int8_t* p) const {
+        const __m256i wide = _mm256_cvtps_epi32(v);
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+    }
     float sum() const {
         __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
         x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -220,6 +230,7 @@ struct Vec {
     static Vec load(const int8_t* p) { return {static_cast<float>(*p)}; }
     void store(float* p) const { *p = v; }
     void store(BFloat16* p) const { from_float(v, p); }
+    void store(int8_t* p) const { *p = static_cast<int8_t>(__builtin_rintf(v)); }
     float sum() const { return v; }
     float largest() const { return v; }
 };
