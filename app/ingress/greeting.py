@@ -19,7 +19,7 @@ def dialable(url: str) -> str:
 
 def curl_line(url: str, model_id: str) -> str:
     """A command that asks one question, in one line and quoted for a shell."""
-    body = {"model": model_id, "messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    body = {"model": model_id, "messages": [{"role": "user", "content": "Name the capital of France."}]}
     address = f"{dialable(url)}/v1/chat/completions"
     return f"curl {address} -H 'content-type: application/json' -d {shlex.quote(json.dumps(body))}"
 

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 MODEL, SINGLE = "smollm2", "single"
 START_TIMEOUT_S = 240.0
-QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: list[Any] = [{"role": "user", "content": "Name the capital of France."}]
 STORY: list[Any] = [{"role": "user", "content": "Tell me a long story about a lighthouse."}]
 
 
