@@ -112,6 +112,8 @@ def test_greedy_tokens_through_the_engine_equal_transformers(architecture: str, 
     llm = LLM(
         str(save_hf(theirs, tmp_path)),
         dtype="float32",
+        quantization="none",
+        kv_cache_dtype="float32",
         num_blocks=64,
         block_size=4,
         max_model_len=100,

@@ -136,8 +136,8 @@ def test_greedy_tokens_equal_transformers() -> None:
         for prompt in ids
     ]
     llm = LLM(
-        SOURCE, dtype="float32", num_blocks=160, block_size=16, max_model_len=1024, max_num_batched_tokens=256,
-        num_threads=1,
+        SOURCE, dtype="float32", quantization="none", kv_cache_dtype="float32", num_blocks=160, block_size=16,
+        max_model_len=1024, max_num_batched_tokens=256, num_threads=1,
     )  # fmt: skip
     params = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
     outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in ids], params, use_tqdm=False)
