@@ -20,7 +20,7 @@ from tests.app.ingress.doubles import BASE_URL, EngineClient
 pytestmark = pytest.mark.anyio
 
 MODEL = "smollm2"
-QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: list[Any] = [{"role": "user", "content": "Name the capital of France."}]
 
 
 @pytest.fixture(scope="module")
