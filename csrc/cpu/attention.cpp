@@ -66,18 +66,6 @@ void gather_keys(const C* const* rows, int num_tokens, int64_t head_dim, float* 
     }
 }
 
-// Copy to [num_tokens, dim] with zeros past head_dim.
-template <typename C>
-void gather_values(const C* const* rows, int num_tokens, int64_t head_dim, float* values) {
-    const int64_t dim = padded_dim(head_dim);
-    for (int t = 0; t < num_tokens; ++t) {
-        int64_t d = 0;
-        for (; d + kWidth <= head_dim; d += kWidth) Vec::load(rows[t] + d).store(values + t * dim + d);
-        for (; d < head_dim; ++d) values[t * dim + d] = to_float(rows[t][d]);
-        for (; d < dim; ++d) values[t * dim + d] = 0.0f;
-    }
-}
-
 template <typename Q, typename C>
 void attend_segment(const QuirePagedAttentionParams& p, const QueryTile& tile, int kv_head, int segment, float* scratch,
                     SoftmaxState state) {

@@ -125,6 +125,20 @@ struct ValueRows {
     }
 };
 
+inline float to_float(int8_t x) { return static_cast<float>(x); }
+
+// Copy rows to [num_tokens, dim] with zeros past head_dim.
+template <typename C>
+inline void gather_values(const C* const* rows, int num_tokens, int64_t head_dim, float* values) {
+    const int64_t dim = padded_dim(head_dim);
+    for (int t = 0; t < num_tokens; ++t) {
+        int64_t d = 0;
+        for (; d + kWidth <= head_dim; d += kWidth) Vec::load(rows[t] + d).store(values + t * dim + d);
+        for (; d < head_dim; ++d) values[t * dim + d] = to_float(rows[t][d]);
+        for (; d < dim; ++d) values[t * dim + d] = 0.0f;
+    }
+}
+
 inline void scale_row(float* row, int64_t dim, float factor) {
     const Vec factors = Vec::set1(factor);
     for (int64_t d = 0; d < dim; d += kWidth) (Vec::load(row + d) * factors).store(row + d);

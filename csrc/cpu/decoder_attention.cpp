@@ -15,11 +15,6 @@ inline void set(float value, T* out) {
     from_float(value, out);
 }
 inline void set(float value, int8_t* out) { *out = static_cast<int8_t>(__builtin_rintf(value)); }
-inline float get(int8_t value) { return static_cast<float>(value); }
-template <typename T>
-inline float get(T value) {
-    return to_float(value);
-}
 
 // How a part of a block is read and written, by the type of its elements.
 template <typename C>
@@ -89,7 +84,7 @@ struct CacheTile {
             const int from = t < num_tokens ? t : num_tokens - 1;  // lanes past the last token are masked later
             const Part<C>& part = keys[block_of(from)];
             for (int64_t d = 0; d < head_dim; ++d) {
-                keys_out[d * kTile + t] = get(part.key(d / kStep, offset_of(from))[d % kStep]);
+                keys_out[d * kTile + t] = to_float(part.key(d / kStep, offset_of(from))[d % kStep]);
             }
         }
     }
@@ -162,17 +157,6 @@ struct ScoreInPlace {
 
 void multiply_tile(float* scores, const float* scales) {
     for (int t = 0; t < kTile; t += kWidth) (Vec::load(scores + t) * Vec::load(scales + t)).store(scores + t);
-}
-
-template <typename C>
-void gather_values(const C* const* rows, int num_tokens, int64_t head_dim, float* values) {
-    const int64_t dim = padded_dim(head_dim);
-    for (int t = 0; t < num_tokens; ++t) {
-        int64_t d = 0;
-        for (; d + kWidth <= head_dim; d += kWidth) Vec::load(rows[t] + d).store(values + t * dim + d);
-        for (; d < head_dim; ++d) values[t * dim + d] = get(rows[t][d]);
-        for (; d < dim; ++d) values[t * dim + d] = 0.0f;
-    }
 }
 
 void gather_queries(const DecoderAttention& a, const QueryTile& tile, int kv_head, int64_t head_dim, float* queries) {
