@@ -44,6 +44,10 @@ class KernelBackend(Protocol):
 
     name: str
 
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`x Wᵀ + b` for x `[num_rows, in_features]`, W `[out_features, in_features]` and b `[out_features]`."""
+        ...
+
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """`x / sqrt(mean(x²) + eps) * weight` over the last dimension. x: `[..., dim]`; a new tensor."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 import torch
+from torch.nn import functional
 
 from engine.kernels import abi
 from engine.kernels.backend import AttentionMetadata
@@ -63,6 +64,10 @@ class NativeBackend:
 
     def _attach_workspace(self, params: abi.PagedAttentionParams, query: torch.Tensor) -> None:
         """Point `params.workspace` at enough scratch; called last, with all else filled. The CPU needs none."""
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """torch's: the vendors' libraries know their machines better than a kernel of ours would."""
+        return functional.linear(x, weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         dtype = self._check("x", x, x.dtype)

@@ -7,6 +7,7 @@ answer) and each result is rounded once, when it is stored.
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from engine.kernels.backend import AttentionMetadata
 
@@ -15,6 +16,9 @@ class ReferenceBackend:
     """KernelBackend in plain torch, written to be read."""
 
     name = "reference"
+
+    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return functional.linear(x, weight, bias)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = _widen(x)
@@ -27,7 +31,7 @@ class ReferenceBackend:
 
     def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = _widen(gate_up).chunk(2, dim=-1)
-        return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+        return (functional.silu(gate) * up).to(gate_up.dtype)
 
     def rotate_and_cache(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from engine.kernels.backend import KernelBackend
 from engine.layers.weight import WeightTarget
 
 
@@ -45,10 +46,12 @@ class LMHead:
         self,
         vocab_size: int,
         hidden_size: int,
+        kernels: KernelBackend,
         dtype: torch.dtype,
         device: torch.device,
         tied_to: Embedding | None = None,
     ) -> None:
+        self._kernels = kernels
         self.tied = tied_to is not None
         if tied_to is not None:
             self.weight = tied_to.weight
@@ -57,7 +60,7 @@ class LMHead:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[R, hidden_size]` → float32 `[R, vocab_size]`."""
-        return functional.linear(hidden, self.weight).float()
+        return self._kernels.linear(hidden, self.weight, None).float()
 
     def weight_targets(self, prefix: str) -> dict[str, WeightTarget]:
         return {} if self.tied else {f"{prefix}.weight": WeightTarget.whole(self.weight)}

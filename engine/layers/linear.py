@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-from torch.nn import functional
 
+from engine.kernels.backend import KernelBackend
 from engine.layers.weight import WeightTarget
 
 
@@ -19,15 +19,22 @@ class Linear:
     """
 
     def __init__(
-        self, in_features: int, out_features: Sequence[int], bias: bool, dtype: torch.dtype, device: torch.device
+        self,
+        in_features: int,
+        out_features: Sequence[int],
+        bias: bool,
+        kernels: KernelBackend,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         num_rows = sum(out_features)
         self.weight = torch.empty(num_rows, in_features, dtype=dtype, device=device)
         self.bias = torch.empty(num_rows, dtype=dtype, device=device) if bias else None
+        self._kernels = kernels
         self._parts = [slice(end - size, end) for size, end in zip(out_features, accumulate(out_features), strict=True)]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.linear(x, self.weight, self.bias)
+        return self._kernels.linear(x, self.weight, self.bias)
 
     def weight_targets(self, *names: str, transposed: bool = False) -> dict[str, WeightTarget]:
         """Where the checkpoint's tensors go.

@@ -49,8 +49,8 @@ class Attention:
         self.sliding_window = config.window(layer)
         self._head_counts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         widths = [count * config.head_dim for count in self._head_counts]
-        self.qkv_proj = Linear(config.hidden_size, widths, config.attention_bias, dtype, device)
-        self.o_proj = Linear(widths[0], [config.hidden_size], config.attention_out_bias, dtype, device)
+        self.qkv_proj = Linear(config.hidden_size, widths, config.attention_bias, kernels, dtype, device)
+        self.o_proj = Linear(widths[0], [config.hidden_size], config.attention_out_bias, kernels, dtype, device)
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if config.qk_norm:
@@ -88,8 +88,8 @@ class MLP:
     def __init__(self, config: ModelConfig, kernels: KernelBackend, dtype: torch.dtype, device: torch.device) -> None:
         inner = config.intermediate_size
         widths = [inner, inner] if config.gated_mlp else [inner]
-        self.in_proj = Linear(config.hidden_size, widths, config.mlp_bias, dtype, device)
-        self.out_proj = Linear(inner, [config.hidden_size], config.mlp_bias, dtype, device)
+        self.in_proj = Linear(config.hidden_size, widths, config.mlp_bias, kernels, dtype, device)
+        self.out_proj = Linear(inner, [config.hidden_size], config.mlp_bias, kernels, dtype, device)
         self._activation = build_activation(config, kernels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -177,8 +177,8 @@ class Decoder:
         self.project_in: Linear | None = None
         self.project_out: Linear | None = None
         if embedding != hidden:
-            self.project_in = Linear(embedding, [hidden], False, dtype, device)
-            self.project_out = Linear(hidden, [embedding], False, dtype, device)
+            self.project_in = Linear(embedding, [hidden], False, kernels, dtype, device)
+            self.project_out = Linear(hidden, [embedding], False, kernels, dtype, device)
         # As transformers does: the factor itself is rounded.
         self._embedding_scale = torch.tensor(config.embedding_scale, dtype=dtype).item()
         cos_sin: torch.Tensor | None = None
@@ -198,7 +198,7 @@ class Decoder:
         ]
         self.norm = build_norm(config, kernels, dtype, device) if config.final_norm else None
         tied_to = self.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = LMHead(config.vocab_size, embedding, dtype, device, tied_to)
+        self.lm_head = LMHead(config.vocab_size, embedding, kernels, dtype, device, tied_to)
         self._kv_pool: torch.Tensor | None = None
         self._caches: list[tuple[torch.Tensor, torch.Tensor]] = []
 
