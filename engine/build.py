@@ -7,6 +7,7 @@ import logging
 
 from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
+from engine.errors import ConfigError
 from engine.execution.executor import UniprocExecutor
 from engine.execution.worker import create_worker
 from engine.loading import open_checkpoint
@@ -22,6 +23,8 @@ def build_engine(model: str, config: EngineConfig, progress: Progress | None = N
         ModelLoadError: the checkpoint is missing, corrupt or not supported.
         ConfigError: the options contradict the checkpoint or the machine.
     """
+    if config.tensor_parallel_size > 1:
+        raise ConfigError(f"tensor_parallel_size={config.tensor_parallel_size} needs as many processes; this is one")
     checkpoint = open_checkpoint(model)
     model_config = checkpoint.model_config()
     wanted_len = min(config.max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)

@@ -64,6 +64,7 @@ class EngineConfig:
             blocks are computed at the start and pinned. Requests share them by their content; nothing names them.
         kernels: "auto", or for tests and comparisons "native", the native CPU engine, or the kernels of a torch model
             ("reference", "cpu", "cuda").
+        tensor_parallel_size: ranks, each a process with a device of its own, that hold the model together.
         seed: base seed of requests that bring none.
     """
 
@@ -85,6 +86,7 @@ class EngineConfig:
     batching: Batching = "continuous"
     shared_prefixes: Mapping[str, str | Sequence[int]] = field(default_factory=dict)
     kernels: str = "auto"
+    tensor_parallel_size: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +109,7 @@ class EngineConfig:
         check_integer("max_num_seqs", self.max_num_seqs, 1, 1 << 16)
         check_integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 1 << 24)
         check_integer("num_threads", self.num_threads, 1, 1024, optional=True)
+        check_integer("tensor_parallel_size", self.tensor_parallel_size, 1, 1024)
         check_integer("seed", self.seed, 0, (1 << 64) - 1)
         if self.enable_prefix_caching is not None and not isinstance(self.enable_prefix_caching, bool):
             raise ConfigError(f"enable_prefix_caching={self.enable_prefix_caching!r} must be true or false")

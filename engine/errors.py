@@ -9,6 +9,7 @@
     │   └── ModelNotFoundError    no model of that name is served (HTTP 404)
     ├── OverloadedError           a bound on waiting work is reached; try again later (HTTP 429)
     └── EngineDeadError           the engine thread has failed or was shut down (HTTP 503)
+        └── CommunicatorError     a rank of tensor parallelism is lost, late or out of step (HTTP 503)
 
 The ingress maps `http_status` to the reply and the rest to an OpenAI error body.
 """
@@ -87,3 +88,7 @@ class EngineDeadError(QuireError):
     """The engine thread has failed or was shut down; the replica must be replaced."""
 
     http_status = 503
+
+
+class CommunicatorError(EngineDeadError):
+    """A rank of tensor parallelism is lost, late or out of step; the message names it where that is known."""

@@ -13,6 +13,7 @@ from engine.kernels.library import load_library
 from engine.loading import Checkpoint
 from engine.memory import run_size
 from engine.model_config import ModelConfig
+from engine.parallel import ALONE, TensorParallelGroup, split_decoder
 from engine.preemption import SwapCost
 from engine.progress import Progress
 from engine.scheduling import SamplerOutput, SchedulerOutput
@@ -50,6 +51,10 @@ class Worker(ABC):
         most = longest if self._config.reservation == "paged" else run_size(longest)
         return min(affordable, self._config.max_num_seqs * most)
 
+    def abort(self) -> None:
+        """Make all ranks leave a collective that they wait in, now and from now on, with a CommunicatorError. Any
+        thread may call it: when another rank is known to be lost, and before this one is let go of."""
+
     @abstractmethod
     def block_bytes(self) -> int:
         """Bytes of one KV block of all layers."""
@@ -68,14 +73,34 @@ class Worker(ABC):
 
 
 def create_worker(
-    checkpoint: Checkpoint, model_config: ModelConfig, config: EngineConfig, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    model_config: ModelConfig,
+    config: EngineConfig,
+    progress: Progress | None = None,
+    *,
+    parallel: TensorParallelGroup = ALONE,
 ) -> Worker:
-    """The native engine on a CPU that has its library, torch everywhere else. Loads the model.
+    """The native engine on a CPU that has its library, torch everywhere else. Loads the model, or one rank's part.
+
+    Args:
+        parallel: the rank; the worker meets the others before it loads anything.
 
     Raises:
         ModelLoadError: the checkpoint cannot be read.
-        ConfigError: an option that the machine or the engine chosen does not have.
+        ConfigError: an option that the machine or the engine chosen does not have, or more ranks than the model has
+            parts.
+        CommunicatorError: another rank did not come.
     """
+    if parallel.world_size != config.tensor_parallel_size:
+        raise ConfigError(
+            f"tensor_parallel_size={config.tensor_parallel_size}, but the worker's group has "
+            f"world_size={parallel.world_size}"
+        )
+    if parallel.is_parallel:
+        split_decoder(model_config, parallel.world_size)
+        raise ConfigError(
+            f"tensor_parallel_size={config.tensor_parallel_size} is not supported by this build's workers"
+        )
     if _runs_natively(config):
         from engine.execution.native_worker import NativeWorker
 

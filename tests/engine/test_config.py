@@ -32,6 +32,7 @@ from tests.engine.doubles import MODEL
         ("kernels", "metal"),
         ("seed", -1),
         ("num_threads", 0),
+        ("tensor_parallel_size", 0),
     ],
 )
 def test_a_bad_option_is_refused_and_named(field: str, value: object) -> None:
