@@ -103,6 +103,7 @@ class AsyncLLMEngine:
             self._wake.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout_s)
+        self._engine.close()
 
     def add_request(self, request: EngineRequest) -> None:
         """Check a request and queue it for the next step.
@@ -164,7 +165,8 @@ class AsyncLLMEngine:
         return self._stats
 
     def check_health(self) -> None:
-        """Raise EngineDeadError if the engine thread has ended, or has work and completes no step."""
+        """Raise EngineDeadError if the engine thread has ended, a rank is lost, or there is work and no step ends."""
+        self._engine.check_health()
         if self._error is not None:
             raise EngineDeadError(f"the engine failed: {self._error!r}")
         if self._thread is None or not self._thread.is_alive():

@@ -6,49 +6,90 @@ import dataclasses
 import logging
 
 from engine.config import CacheConfig, EngineConfig
+from engine.control import RankSetup, WorkerLauncher, WorkerProcesses
 from engine.engine import LLMEngine
 from engine.errors import ConfigError
 from engine.execution.executor import UniprocExecutor
-from engine.execution.worker import create_worker
-from engine.loading import open_checkpoint
+from engine.execution.parallel_executor import ParallelExecutor
+from engine.execution.worker import Worker, create_worker
+from engine.loading import Checkpoint, open_checkpoint
+from engine.model_config import ModelConfig
+from engine.parallel import split_decoder
 from engine.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 
-def build_engine(model: str, config: EngineConfig, progress: Progress | None = None) -> LLMEngine:
+def build_engine(
+    model: str, config: EngineConfig, progress: Progress | None = None, launcher: WorkerLauncher | None = None
+) -> LLMEngine:
     """Load a checkpoint and build the engine for it, on the device that `config` names.
+
+    Args:
+        launcher: starts the other ranks if there are any; by default as processes of this machine.
 
     Raises:
         ModelLoadError: the checkpoint is missing, corrupt or not supported.
         ConfigError: the options contradict the checkpoint or the machine.
+        CommunicatorError: another rank did not come, or died.
     """
     if config.tensor_parallel_size > 1:
         raise ConfigError(f"tensor_parallel_size={config.tensor_parallel_size} needs as many processes; this is one")
     checkpoint = open_checkpoint(model)
     model_config = checkpoint.model_config()
     wanted_len = min(config.max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)
-    worker_config = model_config
-    if model_config.position_embedding == "rotary":
-        # Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB.
-        worker_config = dataclasses.replace(model_config, max_position_embeddings=wanted_len)
-    worker = create_worker(checkpoint, worker_config, config, progress)
-    cache_config = CacheConfig.of(config, worker.choose_num_blocks(wanted_len))
-    engine = LLMEngine(
-        UniprocExecutor(worker),
-        model_config,
-        config,
-        cache_config,
-        model_id=checkpoint.name,
-        tokenizer=checkpoint.tokenizer(),
-    )
-    if config.max_model_len is None and engine.max_model_len < model_config.max_position_embeddings:
-        logger.warning(
-            "max_model_len is %d, what the KV pool of %d blocks holds; the checkpoint allows %d",
-            engine.max_model_len,
-            cache_config.num_blocks,
-            model_config.max_position_embeddings,
+    executor = _start_executor(model, checkpoint, config, wanted_len, progress, launcher)
+    try:
+        cache_config = CacheConfig.of(config, executor.choose_num_blocks(wanted_len))
+        engine = LLMEngine(
+            executor,
+            model_config,
+            config,
+            cache_config,
+            model_id=checkpoint.name,
+            tokenizer=checkpoint.tokenizer(),
         )
-    worker.build_cache(cache_config, engine.max_model_len)
-    engine.pin_shared_prefixes()
+        if config.max_model_len is None and engine.max_model_len < model_config.max_position_embeddings:
+            logger.warning(
+                "max_model_len is %d, what the KV pool of %d blocks holds; the checkpoint allows %d",
+                engine.max_model_len,
+                cache_config.num_blocks,
+                model_config.max_position_embeddings,
+            )
+        executor.build_cache(cache_config, engine.max_model_len)
+        engine.pin_shared_prefixes()
+    except BaseException:
+        executor.close()
+        raise
     return engine
+
+
+def load_worker(setup: RankSetup, progress: Progress | None = None) -> Worker:
+    """One rank's worker, on whichever machine it is: each opens the checkpoint and reads its own part."""
+    checkpoint = open_checkpoint(setup.model)
+    model_config = _bounded(checkpoint.model_config(), setup.max_model_len)
+    return create_worker(checkpoint, model_config, setup.config, progress, parallel=setup.group)
+
+
+def _start_executor(
+    model: str,
+    checkpoint: Checkpoint,
+    config: EngineConfig,
+    max_model_len: int,
+    progress: Progress | None,
+    launcher: WorkerLauncher | None,
+) -> UniprocExecutor | ParallelExecutor:
+    model_config = checkpoint.model_config()
+    if config.tensor_parallel_size == 1:
+        return UniprocExecutor(create_worker(checkpoint, _bounded(model_config, max_model_len), config, progress))
+    split_decoder(model_config, config.tensor_parallel_size)  # an error before anything is started
+    return ParallelExecutor.start(
+        model, config, max_model_len, lambda setup: load_worker(setup, progress), launcher or WorkerProcesses()
+    )
+
+
+def _bounded(model_config: ModelConfig, max_model_len: int) -> ModelConfig:
+    """Positions beyond the longest sequence need no rotary table, which for 128k of them is 64 MB."""
+    if model_config.position_embedding != "rotary":
+        return model_config
+    return dataclasses.replace(model_config, max_position_embeddings=max_model_len)

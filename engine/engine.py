@@ -214,6 +214,14 @@ class LLMEngine:
         """What the KV pool's slots are held for, between two steps. O(running sequences)."""
         return measure_memory(self._kv_cache, self._scheduler.running, self._scheduler.waiting, self.max_model_len)
 
+    def check_health(self) -> None:
+        """Raise EngineDeadError if steps can no longer be run. Any thread may call it."""
+        self._executor.check_health()
+
+    def close(self) -> None:
+        """End the processes of other ranks, if there are any. Idempotent."""
+        self._executor.close()
+
     def check_invariants(self) -> None:
         """Raise AssertionError if a KV block is lost or miscounted."""
         self._kv_cache.check_invariants()

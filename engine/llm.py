@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,8 @@ class LLM:
 
     def __init__(self, model: str, **options: Any) -> None:
         self._engine = LLMEngine.from_options(model, EngineConfig.from_dict(options))
+        # Ranks in processes of their own end with this object.
+        weakref.finalize(self, self._engine.close)
         self._request_ids = itertools.count()
 
     @property

@@ -73,7 +73,7 @@ class Divergence:
         return 100.0 * float(np.mean(self.saved[:num_tokens]))
 
 
-class _Recorder:
+class _Recorder(Executor):
     """An Executor that notes the live beams of each step, and leaves the rest to another."""
 
     def __init__(self, inner: Executor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from engine.config import CacheConfig
 from engine.preemption import SwapCost
 from engine.scheduling import SamplerOutput, SchedulerOutput
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    """Runs a step on all ranks and returns the drawn tokens once."""
+    """Runs a step on all ranks and returns the drawn tokens once. One thread steps; any may ask for its health."""
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput: ...
 
@@ -20,8 +21,16 @@ class Executor(Protocol):
         """What moving blocks to the host and back costs; None without a swap pool."""
         ...
 
+    def check_health(self) -> None:
+        """Raise EngineDeadError if steps can no longer be run. By default, the caller's own process is all there is."""
+        return
 
-class UniprocExecutor:
+    def close(self) -> None:
+        """End what was started for the steps. Idempotent."""
+        return
+
+
+class UniprocExecutor(Executor):
     """One rank, in the caller's thread."""
 
     def __init__(self, worker: Worker) -> None:
@@ -32,3 +41,11 @@ class UniprocExecutor:
 
     def swap_cost(self) -> SwapCost | None:
         return self._worker.swap_cost
+
+    def choose_num_blocks(self, max_model_len: int) -> int:
+        """See Worker."""
+        return self._worker.choose_num_blocks(max_model_len)
+
+    def build_cache(self, cache_config: CacheConfig, max_model_len: int) -> None:
+        """See Worker."""
+        self._worker.build_cache(cache_config, max_model_len)

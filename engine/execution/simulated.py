@@ -13,6 +13,7 @@ from typing import Protocol
 from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
 from engine.errors import ConfigError
+from engine.execution.executor import Executor
 from engine.execution.hardware import Hardware
 from engine.execution.simulated_step_time import StepTimeModel, StepWork
 from engine.execution.simulated_tokens import SimulatedLanguage
@@ -58,7 +59,7 @@ class RealClock:
         time.sleep(seconds)
 
 
-class SimulatedExecutor:
+class SimulatedExecutor(Executor):
     """An Executor that computes nothing: it prices each step, lets the time pass, and makes up the tokens.
 
     Attributes:

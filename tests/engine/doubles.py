@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
+from engine.execution.executor import Executor
 from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.request import EngineRequest
@@ -56,7 +57,7 @@ def expected_tokens(prompt: list[int], params: SamplingParams, index: int = 0) -
     return tokens[len(prompt) :]
 
 
-class CheckingExecutor:
+class CheckingExecutor(Executor):
     """Keeps, for each physical slot, the token and position last written there.
 
     Each step it writes what it is told to, after the copies, then reads every sequence back through its block table

@@ -1,0 +1,201 @@
+"""One engine over several processes: the same steps everywhere, and a lost rank named within seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.config import CacheConfig, EngineConfig
+from engine.control import RankSetup, WorkerProcesses, driver
+from engine.errors import CommunicatorError, ConfigError, EngineDeadError
+from engine.execution.parallel_executor import ParallelExecutor
+from engine.memory import BlockCopy
+from engine.scheduling import SamplerOutput, ScheduledSequence, SchedulerOutput
+from tests.engine.control.ranks import EXIT, FAILS_TO_LOAD, HANG, NEVER_LOADS, RAISE, STOP_SIGNAL, SummingWorker
+
+MODULE = "tests.engine.control.ranks"
+
+
+def step(seq_id: int, start: int = 0) -> SchedulerOutput:
+    tokens = np.arange(start, start + 3, dtype=np.int32)
+    return SchedulerOutput((ScheduledSequence(seq_id, start, tokens, tokens + 7, ()),), (), (), (BlockCopy(1, 2),))
+
+
+def segments() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("quire-*")}
+
+
+@contextlib.contextmanager
+def executor(
+    model: str = "model", size: int = 2, config: EngineConfig | None = None, hang_s: float = 8.0
+) -> Iterator[tuple[ParallelExecutor, WorkerProcesses]]:
+    config = config or EngineConfig(tensor_parallel_size=size, num_swap_blocks=4)
+    launcher = WorkerProcesses(MODULE)
+    executor = ParallelExecutor.start(model, config, 32, SummingWorker, launcher, hang_s)
+    try:
+        executor.build_cache(CacheConfig.of(config, executor.choose_num_blocks(32)), 32)
+        yield executor, launcher
+    finally:
+        executor.close()
+
+
+def failure(executor: ParallelExecutor, within_s: float) -> str:
+    """What the health check says, once it fails."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            executor.check_health()
+        except EngineDeadError as error:
+            return str(error)
+        time.sleep(0.02)
+    pytest.fail(f"still healthy after {within_s} s")
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared memory", "socket"])
+def test_all_ranks_run_the_same_steps(tmp_path: Path, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not shared:
+        monkeypatch.setattr(driver, "futexes_work", lambda: False)
+    before = segments()
+    with executor(str(tmp_path), size=3) as (parallel, launcher):
+        assert segments() == before, "names are taken away once all have attached"
+        drawn = [parallel.execute(step(seq_id, seq_id)).tokens[0].token_id for seq_id in range(50)]
+        pids = [launcher.pid(rank) for rank in (1, 2)]
+        lines = "".join(f"[{token}]\n" for token in drawn)
+        deadline = time.monotonic() + 10.0
+        while any((tmp_path / str(rank)).read_text() != lines for rank in range(3)):
+            assert time.monotonic() < deadline, "some rank has not run all steps, or others"
+            parallel.check_health()
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert segments() == before
+
+
+def test_the_pool_is_the_least_and_a_swap_takes_the_slowest() -> None:
+    config = EngineConfig(tensor_parallel_size=3, num_swap_blocks=4)
+    launcher = WorkerProcesses(MODULE)
+    parallel = ParallelExecutor.start("model", config, 32, SummingWorker, launcher)
+    try:
+        num_blocks = parallel.choose_num_blocks(32)
+        assert num_blocks == 30
+        parallel.build_cache(CacheConfig.of(config, num_blocks), 32)
+        cost = parallel.swap_cost()
+    finally:
+        parallel.close()
+    assert cost is not None
+    assert cost.out_bytes_per_s == pytest.approx(100 / 3)
+
+
+def test_a_killed_rank_is_named_at_once_even_while_nothing_runs() -> None:
+    with executor(size=3) as (parallel, launcher):
+        os.kill(launcher.pid(2), signal.SIGKILL)
+        assert "rank 2 has died" in failure(parallel, 5.0)
+        with pytest.raises(CommunicatorError, match="rank 2"):
+            parallel.execute(step(0))
+
+
+@pytest.mark.parametrize(
+    ("seq_id", "message"),
+    [
+        (EXIT, "rank 1 has died"),
+        (RAISE, "rank 1 failed: RuntimeError: the kernel failed"),
+        (HANG, "rank 1 hangs in step 2, which rank 0 ended"),
+        (STOP_SIGNAL, "rank 1 has been silent for"),
+    ],
+)
+def test_a_rank_that_fails_in_a_step_is_named(seq_id: int, message: str) -> None:
+    with executor(hang_s=1.5) as (parallel, launcher):
+        parallel.execute(step(0))
+        parallel.execute(step(seq_id))
+        assert message in failure(parallel, 10.0)
+        with pytest.raises(CommunicatorError, match="rank 1"):
+            parallel.execute(step(1))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(launcher.pid(1), signal.SIGKILL)  # a stopped one would be waited for
+
+
+def test_a_rank_out_of_step_is_named() -> None:
+    with executor() as (parallel, _):
+        parallel._group._num_sent += 1
+        parallel.execute(step(0))
+        assert "rank 1 fell out of step: it was sent step 2 and expects 1" in failure(parallel, 5.0)
+
+
+def test_a_loss_makes_rank_0_leave_what_it_waits_in() -> None:
+    """Rank 0's own collective ends with an error of its own; the lost rank is what is told."""
+
+    class Waiting(SummingWorker):
+        def execute(self, output: SchedulerOutput) -> SamplerOutput:
+            assert output.scheduled
+            while not self.aborted:
+                time.sleep(0.01)
+            raise CommunicatorError("a collective was aborted")
+
+    config = EngineConfig(tensor_parallel_size=2)
+    parallel = ParallelExecutor.start("model", config, 32, Waiting, WorkerProcesses(MODULE))
+    try:
+        parallel.build_cache(CacheConfig.of(config, parallel.choose_num_blocks(32)), 32)
+        with pytest.raises(CommunicatorError, match="rank 1 has died"):
+            parallel.execute(step(EXIT))
+    finally:
+        parallel.close()
+
+
+def test_what_stops_a_rank_from_loading_stops_the_start() -> None:
+    config = EngineConfig(tensor_parallel_size=2)
+    with pytest.raises(ConfigError, match="rank 1: option=1 must be 2"), executor(FAILS_TO_LOAD, config=config):
+        pass
+    with pytest.raises(CommunicatorError, match="rank 1 has died"), executor(NEVER_LOADS, config=config):
+        pass
+
+
+def test_a_rank_that_never_joins_is_named_with_the_reason() -> None:
+    config = EngineConfig(tensor_parallel_size=2)
+    with pytest.raises(CommunicatorError, match="rank 1 ended before it joined: exit status 1"):
+        ParallelExecutor.start("model", config, 32, SummingWorker, WorkerProcesses("no.such.module"))
+
+
+def test_ranks_end_with_a_killed_driver(tmp_path: Path) -> None:
+    """Whatever ends rank 0's process breaks the lines, and that ends the others."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with executor(str(tmp_path)) as (parallel, launcher):
+                parallel.execute(step(1))
+                (tmp_path / "pid").write_text(str(launcher.pid(1)))
+                time.sleep(60.0)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 60.0
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    rank = int((tmp_path / "pid").read_text())
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while Path(f"/proc/{rank}").exists():
+        assert time.monotonic() < deadline, "the rank outlives its driver"
+        time.sleep(0.05)
+
+
+def test_the_setup_comes_back_from_json() -> None:
+    config = EngineConfig(tensor_parallel_size=2, shared_prefixes={"system": "Be brief."}, num_threads=1)
+    (setup, _) = _setups(config)
+    found = RankSetup.from_json(setup.to_json())
+    assert found.config == EngineConfig(tensor_parallel_size=2, num_threads=1), "prefixes are rank 0's to compute"
+    assert found._replace(config=config) == setup
+    assert found.group.num_local_ranks == 2
+
+
+def _setups(config: EngineConfig) -> list[RankSetup]:
+    group = driver.WorkerGroup(2, WorkerProcesses(MODULE))
+    group.start()
+    try:
+        return group.setups("model", config, 32, "127.0.0.1:5000")
+    finally:
+        group.close()
