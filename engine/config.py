@@ -20,6 +20,7 @@ Preemption = Literal["auto", "swap", "recompute"]
 Device = Literal["auto", "cpu", "cuda"]
 Reservation = Literal["paged", "orca_max", "orca_pow2", "orca_oracle"]
 Batching = Literal["continuous", "static"]
+AsyncScheduling = Literal["auto"] | bool
 
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS: tuple[str, ...] = ("auto", "none", "int8", "native")
@@ -60,6 +61,8 @@ class EngineConfig:
             length is taken to be `max_tokens`.
         batching: "continuous" admits requests at every step; "static" admits a batch together, as many as seats and
             memory allow, and the next one when all of it has ended.
+        async_scheduling: prepare a step while the one before it runs, so that the device does not wait for the host.
+            "auto" is yes on a GPU; the native CPU engine, whose steps run on the host, has no use for it.
         shared_prefixes: name → a text, or token ids, that many prompts begin with, such as a system prompt: its full
             blocks are computed at the start and pinned. Requests share them by their content; nothing names them.
         kernels: "auto", or for tests and comparisons "native", the native CPU engine, or the kernels of a torch model
@@ -84,6 +87,7 @@ class EngineConfig:
     preemption: Preemption = "auto"
     reservation: Reservation = "paged"
     batching: Batching = "continuous"
+    async_scheduling: AsyncScheduling = "auto"
     shared_prefixes: Mapping[str, str | Sequence[int]] = field(default_factory=dict)
     kernels: str = "auto"
     tensor_parallel_size: int = 1
@@ -111,6 +115,8 @@ class EngineConfig:
         check_integer("num_threads", self.num_threads, 1, 1024, optional=True)
         check_integer("tensor_parallel_size", self.tensor_parallel_size, 1, 1024)
         check_integer("seed", self.seed, 0, (1 << 64) - 1)
+        if self.async_scheduling != "auto" and not isinstance(self.async_scheduling, bool):
+            raise ConfigError(f"async_scheduling={self.async_scheduling!r} must be auto, true or false")
         if self.enable_prefix_caching is not None and not isinstance(self.enable_prefix_caching, bool):
             raise ConfigError(f"enable_prefix_caching={self.enable_prefix_caching!r} must be true or false")
         fraction = self.gpu_memory_utilization

@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
+from engine.execution.sample_rows import stays_on_device
 from engine.memory import MemoryUsage, make_kv_cache, measure_memory, root_hash
 from engine.model_config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
+from engine.pipeline import CollectedStep, Pipeline, make_pipeline
 from engine.preemption import PreemptionPolicy
 from engine.progress import Progress
 from engine.ranking import StopRules, advance_beams, ranked_outputs
-from engine.request import EngineRequest, ResumedSequence
-from engine.scheduling import SCHEDULERS, BeamCandidates, SampledToken, SamplerOutput, SchedulerOutput
+from engine.request import EngineRequest
+from engine.request_group import make_group
+from engine.scheduling import SCHEDULERS, BeamCandidates, SampledToken, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup
 from engine.shared_prefix import pin_prefix, prefix_tokens
 from engine.validation import RequestValidator, resolve_max_model_len
@@ -69,6 +72,7 @@ class LLMEngine:
         self._scheduler = SCHEDULERS[config.batching](config, self._kv_cache, self._policy)
         self._stop_rules = StopRules(model_config.eos_token_ids, self.max_model_len, tokenizer)
         self._clock = clock
+        self._pipeline = make_pipeline(config.async_scheduling, executor, clock)
         self._groups: dict[str, SequenceGroup] = {}
         self._seqs: dict[int, tuple[SequenceGroup, Sequence]] = {}
         self._request_count = itertools.count()
@@ -122,7 +126,12 @@ class LLMEngine:
 
     @property
     def has_unfinished_requests(self) -> bool:
-        return bool(self._groups)
+        return bool(self._groups) or bool(self._pipeline)
+
+    @property
+    def schedules_ahead(self) -> bool:
+        """Whether each step is prepared while the one before it runs: `async_scheduling`, resolved."""
+        return self._pipeline is not None
 
     def validate(self, request: EngineRequest) -> None:
         """Raise RequestError if the request could never be served. Any thread may call it."""
@@ -137,17 +146,12 @@ class LLMEngine:
         self.validate(request)
         if request.request_id in self._groups:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
-        params = request.sampling_params
-        group = SequenceGroup(
-            request.request_id,
-            [_new_sequence(request, index, item) for index, item in enumerate(_starting_points(request))],
-            params,
-            params.seed if params.seed is not None else self._next_seed(),
+        seed = request.sampling_params.seed
+        group = make_group(
+            request,
+            self._next_seed() if seed is None else seed,
             root_hash(self.model_config.fingerprint, salt=request.cache_salt),
-            request.arrival_time,
         )
-        if group.is_finished:
-            raise RequestError("every resumed sequence is finished", param="resumed")
         self._groups[request.request_id] = group
         for seq in group.live_seqs:
             self._seqs[seq.seq_id] = (group, seq)
@@ -155,7 +159,8 @@ class LLMEngine:
         self._num_prompt_tokens += len(request.prompt_token_ids)
 
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = "abort") -> list[SequenceOutput]:
-        """End a request, or one of its sequences, and free its blocks at once. Unknown ids are no error.
+        """End a request, or one of its sequences, and free its blocks at once, or once the step that has them in use is
+        collected. Unknown ids are no error.
 
         Returns:
             The last output of each sequence that this ended.
@@ -182,14 +187,51 @@ class LLMEngine:
 
     def step(self) -> list[SequenceOutput]:
         """Compute one batch and return the tokens it gave. Empty when there is nothing to do."""
+        if self._pipeline is not None:
+            return self._step_ahead(self._pipeline)
         output = self._scheduler.schedule()
         if output.is_empty:
             return []
         began = self._clock()
         drawn = self._executor.execute(output)
-        if not (output.blocks_to_swap_in or output.blocks_to_swap_out):
-            self._policy.compute_cost.observe(output.num_tokens, output.num_context_tokens, self._clock() - began)
-        return self._process(output, drawn)
+        self._advance(output)
+        return self._process(CollectedStep(output, drawn, self._clock() - began))
+
+    def _step_ahead(self, pipeline: Pipeline) -> list[SequenceOutput]:
+        """Wait for the batch that runs, having prepared the next one."""
+        while len(pipeline) < Pipeline.DEPTH:
+            output = self._scheduler.schedule()
+            if output.is_empty:
+                break
+            pipeline.submit(output, self._groups_of(output))
+            self._advance(output)
+            self._expect_tokens(output)
+        if not pipeline:
+            return []
+        step = pipeline.collect()
+        self._scheduler.free_leaving()
+        for item in step.output.scheduled:
+            if item.seq_id in self._seqs:
+                self._scheduler.cache_blocks(*self._seqs[item.seq_id])
+        return self._process(step)
+
+    def _groups_of(self, output: SchedulerOutput) -> tuple[SequenceGroup, ...]:
+        groups = {id(group): group for group, _ in (self._seqs[item.seq_id] for item in output.scheduled)}
+        return tuple(groups.values())
+
+    def _advance(self, output: SchedulerOutput) -> None:
+        for item in output.scheduled:
+            group, seq = self._seqs[item.seq_id]
+            self._scheduler.advance(group, seq, len(item.token_ids))
+
+    def _expect_tokens(self, output: SchedulerOutput) -> None:
+        """Let the sequences go on whose next token the device draws and keeps, but for those that end with it."""
+        for item in output.scheduled:
+            for request in item.samples:
+                group, seq = self._seqs[request.seq_id]
+                num_output = request.position + 1 - seq.num_prompt_tokens
+                if stays_on_device(request) and num_output < self._stop_rules.max_output_tokens(group):
+                    seq.expect_token()
 
     def stats(self) -> EngineStats:
         waiting, running = self._scheduler.waiting, self._scheduler.running
@@ -225,24 +267,27 @@ class LLMEngine:
     def check_invariants(self) -> None:
         """Raise AssertionError if a KV block is lost or miscounted."""
         self._kv_cache.check_invariants()
-        if not self._groups:
+        if not self.has_unfinished_requests:
             held = self.cache_config.num_blocks - self._kv_cache.num_free_blocks
             assert held == self._kv_cache.num_pinned_blocks, "blocks held by no request"
 
     def reset_prefix_cache(self) -> None:
         self._kv_cache.reset_prefix_cache()
 
-    def _process(self, output: SchedulerOutput, drawn: SamplerOutput) -> list[SequenceOutput]:
+    def _process(self, step: CollectedStep) -> list[SequenceOutput]:
+        """Give out what a step drew. What ended while it was in flight has no use for its tokens."""
         self._num_steps += 1
-        for item in output.scheduled:
-            group, seq = self._seqs[item.seq_id]
-            self._scheduler.advance(group, seq, len(item.token_ids))
+        output = step.output
+        if not (output.blocks_to_swap_in or output.blocks_to_swap_out):
+            self._policy.compute_cost.observe(output.num_tokens, output.num_context_tokens, step.seconds)
         outputs = []
-        for token in drawn.tokens:
-            group, seq = self._seqs[token.seq_id]
-            outputs += self._append(group, seq, token)
-        for candidates in drawn.beams:
-            outputs += self._search(self._groups[candidates.request_id], candidates)
+        for token in step.drawn.tokens:
+            if token.seq_id in self._seqs:
+                outputs += self._append(*self._seqs[token.seq_id], token)
+        for candidates in step.drawn.beams:
+            # By its sequences, whose ids are never used again, as a request's may be.
+            if candidates.candidates[0].seq_id in self._seqs:
+                outputs += self._search(self._groups[candidates.request_id], candidates)
         return outputs
 
     def _append(self, group: SequenceGroup, seq: Sequence, token: SampledToken) -> list[SequenceOutput]:
@@ -316,23 +361,3 @@ class LLMEngine:
         count = next(self._request_count)
         digest = hashlib.blake2b(count.to_bytes(8, "little"), digest_size=8, key=self.config.seed.to_bytes(8, "little"))
         return int.from_bytes(digest.digest(), "little")
-
-
-def _starting_points(request: EngineRequest) -> tuple[ResumedSequence, ...]:
-    """What each sequence starts with; a beam search starts as one, and grows to its width by forking."""
-    params = request.sampling_params
-    if params.ranks_at_end:
-        if any(item.token_ids or item.finished for item in request.resumed):
-            raise RequestError("a request that ranks its sequences cannot be resumed half done", param="resumed")
-        return (ResumedSequence(),) * (1 if params.use_beam_search else params.width)
-    return request.resumed or (ResumedSequence(),) * params.n
-
-
-def _new_sequence(request: EngineRequest, index: int, resumed: ResumedSequence) -> Sequence:
-    seq = Sequence(request.prompt_token_ids, index)
-    for token_id in resumed.token_ids:
-        seq.append_token(token_id, 0.0)
-    seq.cumulative_logprob = resumed.cumulative_logprob
-    if resumed.finished:
-        seq.finish("stop")
-    return seq

@@ -42,3 +42,8 @@ class Int32Buffer:
             self._data = np.concatenate([self._data, np.empty_like(self._data)])
         self._data[self._size] = value
         self._size += 1
+
+    def truncate(self, size: int) -> None:
+        """Drop the values from index `size` on."""
+        assert 0 <= size <= self._size
+        self._size = size

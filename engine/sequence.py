@@ -14,6 +14,9 @@ from engine.int32_buffer import Int32Array, Int32Buffer
 from engine.outputs import FinishReason, TokenLogprobs
 from engine.sampling_params import SamplingParams
 
+# Stands in `Sequence.token_ids` for a token that the device is drawing, or has drawn and not yet told.
+PLACEHOLDER = -1
+
 
 class SequenceStatus(enum.Enum):
     WAITING = enum.auto()  # no blocks; not yet admitted, or preempted for recomputation
@@ -35,7 +38,8 @@ class Sequence:
         seq_id: unique in the process.
         index: within its group, from 0; the sample index of the counter-based generator.
         num_prompt_tokens: where the output starts; survives preemption.
-        num_computed_tokens: leading tokens whose K and V are in the cache.
+        num_computed_tokens: leading tokens whose K and V are in the cache, once the steps in flight have run.
+        num_placeholders: tokens at the end that are in flight, at most one for each step in flight.
         block_hashes: chained hashes of leading full blocks, as far as they were needed.
         cumulative_logprob: of the output tokens, under the model's own distribution.
         logprobs: of each output token, kept only where the output is withheld until sequences are ranked.
@@ -49,6 +53,7 @@ class Sequence:
         "index",
         "logprobs",
         "num_computed_tokens",
+        "num_placeholders",
         "num_prompt_tokens",
         "seq_id",
         "status",
@@ -61,6 +66,7 @@ class Sequence:
         self._tokens = Int32Buffer(prompt_token_ids, capacity=64)
         self.num_prompt_tokens = len(self._tokens)
         self.num_computed_tokens = 0
+        self.num_placeholders = 0
         self.block_hashes: list[bytes] = []
         self.cumulative_logprob = 0.0
         self.logprobs: list[TokenLogprobs] = []
@@ -70,31 +76,50 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
+        """Those in flight included."""
         return len(self._tokens)
 
     @property
+    def num_known_tokens(self) -> int:
+        """Those in flight left out."""
+        return len(self._tokens) - self.num_placeholders
+
+    @property
     def num_output_tokens(self) -> int:
-        return len(self._tokens) - self.num_prompt_tokens
+        """Known ones."""
+        return self.num_known_tokens - self.num_prompt_tokens
 
     @property
     def token_ids(self) -> Int32Array:
-        """int32 `[num_tokens]`; a view, valid until the next append."""
+        """int32 `[num_tokens]`, PLACEHOLDER where one is in flight; a view, valid until the next append."""
         return self._tokens.view
 
     @property
     def output_token_ids(self) -> Int32Array:
-        return self._tokens.view[self.num_prompt_tokens :]
+        """int32 `[num_output_tokens]`."""
+        return self._tokens.view[self.num_prompt_tokens : self.num_known_tokens]
 
     @property
     def is_finished(self) -> bool:
         return self.status is SequenceStatus.FINISHED
 
     def append_token(self, token_id: int, logprob: float) -> None:
-        self._tokens.append(token_id)
+        """Add a drawn token; it takes the place of the oldest placeholder, if there is one."""
+        if self.num_placeholders:
+            self._tokens[self.num_known_tokens] = token_id
+            self.num_placeholders -= 1
+        else:
+            self._tokens.append(token_id)
         self.cumulative_logprob += logprob
+
+    def expect_token(self) -> None:
+        """Add a placeholder for a token that a step in flight draws, so that the next step can go on from it."""
+        self._tokens.append(PLACEHOLDER)
+        self.num_placeholders += 1
 
     def fork(self) -> Sequence:
         """A sequence with the same tokens so far (§4.4). Its blocks are the KV cache manager's affair."""
+        assert not self.num_placeholders, "a fork of tokens that nobody knows"
         child = Sequence(self.token_ids, self.index)
         child.num_prompt_tokens = self.num_prompt_tokens
         child.cumulative_logprob = self.cumulative_logprob
@@ -103,6 +128,9 @@ class Sequence:
         return child
 
     def finish(self, reason: FinishReason, stop_token_id: int | None = None) -> None:
+        """What is in flight still is discarded."""
+        self._tokens.truncate(self.num_known_tokens)
+        self.num_placeholders = 0
         self.status = SequenceStatus.FINISHED
         self.finish_reason = reason
         self.stop_token_id = stop_token_id
@@ -131,6 +159,7 @@ class SequenceGroup:
         seed: of this request's draws.
         root_hash: the start of its block-hash chain.
         num_cached_tokens: prompt tokens found in the prefix cache at first admission; -1 before it.
+        num_steps_in_flight: steps handed to the device and not yet collected that this group takes part in.
         preempted_blocks: of its last preemption, where the preemption policy wants to know.
         beam_search: its state, or None for sampling.
     """
@@ -143,6 +172,7 @@ class SequenceGroup:
         "live_seqs",
         "num_cached_tokens",
         "num_preemptions",
+        "num_steps_in_flight",
         "preempted_blocks",
         "request_id",
         "root_hash",
@@ -170,6 +200,7 @@ class SequenceGroup:
         self.arrival_time = arrival_time
         self.num_cached_tokens = -1
         self.num_preemptions = 0
+        self.num_steps_in_flight = 0
         self.preempted_blocks: PreemptedBlocks | None = None
         self.beam_search = BeamSearch(sampling_params) if sampling_params.use_beam_search else None
         self.is_forked = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from engine.config import CacheConfig
 from engine.preemption import SwapCost
@@ -28,6 +28,31 @@ class Executor(Protocol):
     def close(self) -> None:
         """End what was started for the steps. Idempotent."""
         return
+
+
+class PendingStep(Protocol):
+    """A step that was handed to the device."""
+
+    def result(self) -> SamplerOutput:
+        """Wait for it; what it drew. Called once, in the order of submission."""
+        ...
+
+
+@runtime_checkable
+class AsyncExecutor(Executor, Protocol):
+    """An executor that also takes a step while another runs. Steps run in the order of their submission.
+
+    A submitted step may go on from tokens that the step before it draws: `token_ids` has PLACEHOLDER for them, and
+    the device, which has them, fills them in. All else is read before `submit` returns.
+
+    Attributes:
+        overlaps: whether steps run beside the host, so that preparing one ahead saves time.
+    """
+
+    @property
+    def overlaps(self) -> bool: ...
+
+    def submit(self, output: SchedulerOutput) -> PendingStep: ...
 
 
 class UniprocExecutor(Executor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.decoding.penalties import changes_logits
 from engine.scheduling import SampleRequest, SchedulerOutput
 
 
@@ -22,3 +23,11 @@ def sample_rows(output: SchedulerOutput) -> tuple[list[int], list[SampleRequest]
             logits_rows.extend([len(batch_rows)] * len(item.samples))
             batch_rows.append(end - 1)
     return batch_rows, requests, logits_rows
+
+
+def stays_on_device(request: SampleRequest) -> bool:
+    """Whether a device that draws for itself can draw this token and go on from it before the host has seen it.
+
+    The beams of a search, and logits that are changed before the draw, go by way of the host.
+    """
+    return not request.sampling_params.use_beam_search and not changes_logits(request)

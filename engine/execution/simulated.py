@@ -7,13 +7,14 @@ a result from it says that it is simulated, and on what: `Hardware.name` and `Ha
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
 from engine.errors import ConfigError
-from engine.execution.executor import Executor
+from engine.execution.executor import AsyncExecutor
 from engine.execution.hardware import Hardware
 from engine.execution.simulated_step_time import StepTimeModel, StepWork
 from engine.execution.simulated_tokens import SimulatedLanguage
@@ -21,6 +22,7 @@ from engine.int32_buffer import Int32Array
 from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.scheduling import SampleRequest, SamplerOutput, SchedulerOutput
+from engine.sequence import PLACEHOLDER
 
 
 class Clock(Protocol):
@@ -59,14 +61,26 @@ class RealClock:
         time.sleep(seconds)
 
 
-class SimulatedExecutor(Executor):
+class SimulatedStep(NamedTuple):
+    """A submitted step: when the device ends it, and what it draws."""
+
+    clock: Clock
+    ends_at: float
+    drawn: SamplerOutput
+
+    def result(self) -> SamplerOutput:
+        self.clock.advance(max(0.0, self.ends_at - self.clock.now()))
+        return self.drawn
+
+
+class SimulatedExecutor(AsyncExecutor):
     """An Executor that computes nothing: it prices each step, lets the time pass, and makes up the tokens.
 
     Attributes:
         last_work: what the latest step did, for whoever measures batches.
         last_tables: the block tables that it used, of all its sequences, for whoever measures what they share. Valid
             until the next step is scheduled.
-        busy_s: seconds that all steps together lasted.
+        busy_s: seconds that all steps together lasted; with asynchronous scheduling, their device's share of it.
     """
 
     def __init__(
@@ -78,17 +92,57 @@ class SimulatedExecutor(Executor):
         self.last_tables: list[Int32Array] = []
         self.busy_s = 0.0
         self._language = language
+        self._device_free_at = 0.0
+        self._drawn: dict[int, int] = {}  # by the latest submitted step, by sequence
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
-        self.last_work = StepWork.of(output)
-        self.last_tables = [item.block_table for item in output.scheduled]
+        requests = self._begin(output)
         seconds = self.step_time.seconds(self.last_work)
         self.busy_s += seconds
         self.clock.advance(seconds)
-        requests: list[SampleRequest] = []
-        for item in output.scheduled:
-            requests.extend(item.samples)
         return self._language.sample(requests)
+
+    def _begin(self, output: SchedulerOutput) -> list[SampleRequest]:
+        self.last_work = StepWork.of(output)
+        self.last_tables = [item.block_table for item in output.scheduled]
+        return [request for item in output.scheduled for request in item.samples]
+
+    @property
+    def overlaps(self) -> bool:
+        """False, so that steps follow one another as on the paper's system unless `async_scheduling` is asked for."""
+        return False
+
+    def submit(self, output: SchedulerOutput) -> SimulatedStep:
+        """The host takes its share of the step's time now, the device its own once it is done with the step before."""
+        requests = self._begin(self._with_known_tokens(output))
+        host_s = self.step_time.host_seconds(self.last_work)
+        device_s = self.step_time.seconds(self.last_work) - host_s
+        self.clock.advance(host_s)
+        self._device_free_at = max(self.clock.now(), self._device_free_at) + device_s
+        self.busy_s += device_s
+        drawn = self._language.sample(requests)
+        self._drawn = {token.seq_id: token.token_id for token in drawn.tokens}
+        return SimulatedStep(self.clock, self._device_free_at, drawn)
+
+    def _with_known_tokens(self, output: SchedulerOutput) -> SchedulerOutput:
+        """The step with what the one before it drew in the place of placeholders."""
+        scheduled = tuple(
+            item._replace(
+                token_ids=self._known(item.seq_id, item.token_ids),
+                samples=tuple(
+                    sample._replace(token_ids=self._known(sample.seq_id, sample.token_ids)) for sample in item.samples
+                ),
+            )
+            for item in output.scheduled
+        )
+        return dataclasses.replace(output, scheduled=scheduled)
+
+    def _known(self, seq_id: int, token_ids: Int32Array) -> Int32Array:
+        if token_ids[-1] != PLACEHOLDER:
+            return token_ids
+        known = token_ids.copy()
+        known[-1] = self._drawn[seq_id]
+        return known
 
     def swap_cost(self) -> SwapCost:
         """What `auto` preemption weighs against recomputation: the model's own price of moving a block."""

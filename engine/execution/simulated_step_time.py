@@ -79,7 +79,7 @@ class StepTimeModel:
         num_all_reduces = 2 * model.num_layers if ranks > 1 else 0
         ring_bytes = 2 * (ranks - 1) / ranks * model.hidden_size * element
         self._reduced_token_s = num_all_reduces * ring_bytes / hardware.link_bandwidth
-        self._fixed_s = hardware.step_s + num_all_reduces * hardware.all_reduce_s
+        self._all_reduces_s = num_all_reduces * hardware.all_reduce_s
 
     def matrix_flops(self, work: StepWork) -> int:
         return work.num_tokens * self._flops_per_token + work.num_samples * self._flops_per_sample
@@ -90,6 +90,12 @@ class StepTimeModel:
     def kv_bytes(self, work: StepWork) -> int:
         """What attention reads of the cache."""
         return work.num_kv_tokens * self.kv_bytes_per_token
+
+    def host_seconds(self, work: StepWork) -> float:
+        """What of `seconds` passes on the host before the device can begin: scheduling and preparing the step."""
+        if work.num_tokens == 0:
+            return 0.0
+        return self.hardware.step_s + work.num_seqs * self.hardware.sequence_s
 
     def seconds(self, work: StepWork) -> float:
         """How long the step lasts. A step without rows only moves blocks."""
@@ -105,9 +111,8 @@ class StepTimeModel:
             self.kv_bytes(work) / hardware.kv_bandwidth,
             self.attention_flops(work) / hardware.attention_flops,
         )
-        overhead = self._fixed_s + work.num_seqs * hardware.sequence_s
-        communication = work.num_tokens * self._reduced_token_s
-        return overhead + (matrix + attention) / hardware.num_devices + communication + transfers
+        communication = self._all_reduces_s + work.num_tokens * self._reduced_token_s
+        return self.host_seconds(work) + (matrix + attention) / hardware.num_devices + communication + transfers
 
     def num_affordable_blocks(self, utilization: float = 0.9) -> int:
         """KV blocks that fit beside the weights in this share of all devices' memory; 0 if not even the weights do."""

@@ -22,7 +22,7 @@ class Step:
     swap_out: list[BlockCopy] = field(default_factory=list)
     swap_in: list[BlockCopy] = field(default_factory=list)
     copies: list[BlockCopy] = field(default_factory=list)
-    has_preempted: bool = False
+    is_short_of_blocks: bool = False
 
 
 class Scheduler:
@@ -32,6 +32,10 @@ class Scheduler:
     admission takes the oldest waiting group, preemption the newest running one, whole. So the oldest group always
     runs, and as any single group fits the pool alone, every admitted request ends. Preempted groups, swapped out or
     to be recomputed, wait at the front: they come back before any new one is admitted.
+
+    With asynchronous scheduling a step is scheduled while the one before it runs. What that one computes counts as
+    computed, and what it draws stands in its sequences as placeholders. Its groups keep their blocks until it has been
+    collected: none of them is preempted, and what ends meanwhile leaves its blocks later.
 
     Args:
         policy: says whether swapping a group is cheaper than recomputing it, when its preemption is due.
@@ -43,6 +47,7 @@ class Scheduler:
         self._policy = policy
         self.waiting: deque[SequenceGroup] = deque()
         self.running: list[SequenceGroup] = []
+        self._leaving: list[Sequence] = []  # ended while in flight: their blocks are freed when that step is collected
         self.num_swaps = 0
         self.num_recomputations = 0
         self.num_cached_tokens = 0
@@ -59,8 +64,16 @@ class Scheduler:
         heir = next((other for other in group.live_seqs if other is not seq), None)
         if not group.is_forked and heir is not None and self.kv_cache.holds(seq):
             self.kv_cache.hand_over(seq, heir)
+        elif group.num_steps_in_flight:
+            self._leaving.append(seq)
         else:
             self.kv_cache.free(seq)
+
+    def free_leaving(self) -> None:
+        """Free what ended while the step that has just been collected was in flight."""
+        for seq in self._leaving:
+            self.kv_cache.free(seq)
+        self._leaving.clear()
 
     def remove(self, group: SequenceGroup) -> None:
         """Forget a group whose sequences have all ended and been released."""
@@ -74,7 +87,7 @@ class Scheduler:
         step = Step(self.config.max_num_batched_tokens)
         self._schedule_running(step)
         # What was preempted in a step is not re-admitted in it: the blocks it gave up are for those that run.
-        if not step.has_preempted:
+        if not step.is_short_of_blocks:
             self._admit_waiting(step)
         return SchedulerOutput(
             tuple(step.scheduled),
@@ -89,17 +102,23 @@ class Scheduler:
             group = self.running[position]
             writes = self._plan(group, step.budget)
             if not self._make_room(group, writes, step):
-                return  # the group was itself the newest and is preempted; none runs behind it
+                return  # the group was itself the newest and is preempted, or the step in flight has what it needs
             self._schedule(step, group, writes)
             position += 1
 
     def _make_room(self, group: SequenceGroup, writes: list[tuple[Sequence, int]], step: Step) -> bool:
-        """Preempt newest groups until `writes` fit. False if `group` had to be preempted itself."""
+        """Preempt newest groups until `writes` fit.
+
+        Returns:
+            False if `group` had to be preempted itself, or must wait until the step in flight is collected.
+        """
         needed = self.kv_cache.num_blocks_to_append(writes)
         while needed > self.kv_cache.num_free_blocks:
+            step.is_short_of_blocks = True
+            if self._leaving or self.running[-1].num_steps_in_flight:
+                return False
             victim = self.running.pop()
             self._preempt(victim, step)
-            step.has_preempted = True
             if victim is group:
                 return False
             # The victim may have shared blocks with the group, which then need no copy any more.
@@ -151,7 +170,7 @@ class Scheduler:
 
     def _fits_now(self, group: SequenceGroup) -> bool:
         # Alone the pool is all its own, and no group is taken in that a pool of its own would not hold.
-        return not self.running or self.kv_cache.can_admit(group)
+        return not (self.running or self._leaving) or self.kv_cache.can_admit(group)
 
     def _allocate(self, group: SequenceGroup, step: Step) -> None:
         if group.is_swapped:
@@ -219,12 +238,16 @@ class Scheduler:
         return tuple(requests)
 
     def advance(self, group: SequenceGroup, seq: Sequence, num_new: int) -> None:
-        """Note that a step has computed `num_new` more tokens of `seq`; fork the group if its trunk is complete."""
+        """Count `num_new` more tokens of `seq` as computed; fork the group if its trunk is complete."""
         seq.num_computed_tokens += num_new
-        # Most beams are dropped, and their blocks are worth nothing to anyone else: only the prompt's are cached.
-        cacheable = seq.num_prompt_tokens if group.beam_search is not None else None
-        self.kv_cache.cache_full_blocks(seq, group.root_hash, cacheable)
+        self.cache_blocks(group, seq)
         if not group.is_forked and seq.num_computed_tokens == group.fork_point:
             for child in group.live_seqs[1:]:
                 self.kv_cache.fork(seq, child)
             group.is_forked = True
+
+    def cache_blocks(self, group: SequenceGroup, seq: Sequence) -> None:
+        """Offer full blocks to the prefix cache, as far as all their tokens are known."""
+        # Most beams are dropped, and their blocks are worth nothing to anyone else: only the prompt's are cached.
+        num_tokens = seq.num_prompt_tokens if group.beam_search is not None else seq.num_known_tokens
+        self.kv_cache.cache_full_blocks(seq, group.root_hash, num_tokens)

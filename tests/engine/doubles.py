@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
 from engine.execution.executor import Executor
+from engine.execution.sample_rows import stays_on_device
+from engine.memory import KVCacheManager
 from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.request import EngineRequest
@@ -22,6 +29,7 @@ from engine.scheduling import (
     SamplerOutput,
     SchedulerOutput,
 )
+from engine.sequence import PLACEHOLDER
 
 VOCAB_SIZE = 1000
 EOS = 7
@@ -134,6 +142,91 @@ class CheckingExecutor(Executor):
         return read
 
 
+class CheckingDevice(CheckingExecutor):
+    """A CheckingExecutor beside the host, which computes a step when it is waited for and not before.
+
+    Whatever the host changes or gives away between the submission of a step and its end, that the step still uses, so
+    shows in its tokens.
+    """
+
+    overlaps = True
+
+    def __init__(self, cache: CacheConfig, config: EngineConfig, step_s: float = 0.0) -> None:
+        super().__init__(cache, config, step_s)
+        self._steps: deque[CheckingStep] = deque()
+        self._drawn: dict[int, int] = {}  # by the latest step that ran, by sequence
+        self.num_ahead = 0  # steps submitted while another was in flight
+        self.block_is_free: Callable[[int], bool] = set[int]().__contains__
+
+    def submit(self, output: SchedulerOutput) -> CheckingStep:
+        assert len(self._steps) < 2, "a step is scheduled ahead of one other"
+        self.num_ahead += len(self._steps)
+        self._steps.append(CheckingStep(self, _copied(output)))
+        return self._steps[-1]
+
+    def run(self, step: CheckingStep) -> SamplerOutput:
+        assert self._steps.popleft() is step, "steps are collected in the order of their submission"
+        for item in step.output.scheduled:
+            assert not any(self.block_is_free(block) for block in item.block_table.tolist()), "a block in use is free"
+        drawn = self.execute(self._with_known_tokens(step.output))
+        self._drawn = {
+            request.seq_id: token.token_id
+            for token, request in zip(
+                drawn.tokens,
+                (r for item in step.output.scheduled for r in item.samples if not r.sampling_params.use_beam_search),
+                strict=True,
+            )
+            if stays_on_device(request)
+        }
+        return drawn
+
+    def _with_known_tokens(self, output: SchedulerOutput) -> SchedulerOutput:
+        for item in output.scheduled:
+            for seq_id, tokens in ((item.seq_id, item.token_ids), *((r.seq_id, r.token_ids) for r in item.samples)):
+                assert PLACEHOLDER not in tokens[:-1], "only the last token can be in flight"
+                if tokens[-1] == PLACEHOLDER:
+                    tokens[-1] = self._drawn[seq_id]
+        return output
+
+
+class CheckingStep(NamedTuple):
+    device: CheckingDevice
+    output: SchedulerOutput
+
+    def result(self) -> SamplerOutput:
+        return self.device.run(self)
+
+
+class BusyDevice(CheckingDevice):
+    """A CheckingDevice that begins a step as soon as it can, on a thread of its own, and takes `step_s` for it."""
+
+    def __init__(self, cache: CacheConfig, config: EngineConfig, step_s: float = 0.0) -> None:
+        super().__init__(cache, config, step_s)
+        self._thread = ThreadPoolExecutor(1)
+        self._results: deque[Future[SamplerOutput]] = deque()
+
+    def submit(self, output: SchedulerOutput) -> CheckingStep:
+        step = super().submit(output)
+        self._results.append(self._thread.submit(super().run, step))
+        return step
+
+    def run(self, _step: CheckingStep) -> SamplerOutput:
+        return self._results.popleft().result()
+
+
+def _copied(output: SchedulerOutput) -> SchedulerOutput:
+    """What a device keeps of a step whose views the host goes on changing."""
+    scheduled = tuple(
+        item._replace(
+            token_ids=item.token_ids.copy(),
+            block_table=item.block_table.copy(),
+            samples=tuple(sample._replace(token_ids=sample.token_ids.copy()) for sample in item.samples),
+        )
+        for item in output.scheduled
+    )
+    return dataclasses.replace(output, scheduled=scheduled)
+
+
 def next_candidates(token_ids: list[int]) -> list[tuple[int, float]]:
     """Twelve continuations and their log-probabilities, most likely first; now and then one is the end."""
     digest = hashlib.blake2b(repr(token_ids).encode(), digest_size=60).digest()
@@ -182,6 +275,25 @@ def make_engine(
     cache = CacheConfig(config.block_size, num_blocks, config.prefix_caching, num_swap_blocks)
     executor = CheckingExecutor(cache, config, step_s)
     return LLMEngine(executor, MODEL, config, cache), executor
+
+
+def make_async_engine(
+    device: type[CheckingDevice] = CheckingDevice,
+    *,
+    num_blocks: int = 64,
+    step_s: float = 0.0,
+    num_swap_blocks: int = 0,
+    **options: object,
+) -> tuple[LLMEngine, CheckingDevice]:
+    """An engine that schedules ahead, over a CheckingDevice. `options` are EngineConfig's."""
+    config = EngineConfig.from_dict({"block_size": 4, "max_num_seqs": 16, **options, "num_blocks": num_blocks})
+    cache = CacheConfig(config.block_size, num_blocks, config.prefix_caching, num_swap_blocks)
+    executor = device(cache, config, step_s)
+    engine = LLMEngine(executor, MODEL, config, cache)
+    assert engine.schedules_ahead
+    if isinstance(engine._kv_cache, KVCacheManager):
+        executor.block_is_free = engine._kv_cache._pool.is_free
+    return engine, executor
 
 
 def make_request(request_id: str, prompt: list[int], **params: object) -> EngineRequest:

@@ -33,6 +33,7 @@ from tests.engine.doubles import MODEL
         ("seed", -1),
         ("num_threads", 0),
         ("tensor_parallel_size", 0),
+        ("async_scheduling", "yes"),
     ],
 )
 def test_a_bad_option_is_refused_and_named(field: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -46,7 +47,8 @@ def requests(methods: list[str], num_each: int) -> list[EngineRequest]:
 
 def make_engine(device: str, **options: Any) -> LLMEngine:
     config = EngineConfig.from_dict({"block_size": 4, "max_model_len": 96, "max_num_seqs": 64, **options})
-    if device == "simulated":
+    if device.startswith("simulated"):
+        config = dataclasses.replace(config, async_scheduling=device == "simulated ahead")
         model = open_checkpoint("dummy:tiny").model_config()
         return build_simulated_engine(model, find_hardware("h200"), config, VirtualClock())[0]
     return LLMEngine.from_options("dummy:tiny", config)
@@ -74,7 +76,7 @@ def run(engine: LLMEngine, requests: list[EngineRequest]) -> tuple[dict[tuple[st
 
 @pytest.mark.parametrize("preemption", ["swap", "recompute"])
 @pytest.mark.parametrize("methods", [[name] for name in METHODS] + [list(METHODS)], ids="+".join)
-@pytest.mark.parametrize("device", ["simulated", "cpu"])
+@pytest.mark.parametrize("device", ["simulated", "simulated ahead", "cpu"])
 def test_tokens_and_logprobs_survive_preemptions_of_each_group(
     device: str, methods: list[str], preemption: str
 ) -> None:
@@ -90,6 +92,10 @@ def test_tokens_and_logprobs_survive_preemptions_of_each_group(
     }
     for key, output in outputs.items():
         assert output.logprob == pytest.approx(undisturbed[key].logprob, rel=1e-5), key
-    assert all(counts[request.request_id] >= 2 for request in batch[NUM_ELDERS:]), f"the pool is not small: {counts}"
+    # Scheduling ahead, an elder's end frees its blocks a step later, and others wait for them rather than preempt.
+    least = 1 if device == "simulated ahead" else 2
+    assert all(counts[request.request_id] >= least for request in batch[NUM_ELDERS:]), (
+        f"the pool is not small: {counts}"
+    )
     stats = small.stats()
     assert stats.num_swaps == (stats.num_preemptions if preemption == "swap" else 0)

@@ -122,3 +122,18 @@ def test_a_shared_prefix_is_computed_before_the_first_request() -> None:
     engine.add_request(EngineRequest("a", [*range(64), 5, 6], SamplingParams(max_tokens=1)))
     engine.step()
     assert executor.last_work.num_tokens == 2
+
+
+def test_scheduling_ahead_hides_the_shorter_of_host_and_device() -> None:
+    model, work = StepTimeModel(OPT_13B, A100, 16), StepWork(1, 1, 1, 101, 101)
+    host_s = model.host_seconds(work)
+    device_s = model.seconds(work) - host_s
+    assert 0.0 < host_s < device_s
+    tokens, seconds = {}, {}
+    for ahead in (False, True):
+        engine, executor = make_engine(async_scheduling=ahead)
+        tokens[ahead] = run(engine, {"a": [1] * 100}, max_tokens=50)
+        seconds[ahead] = executor.clock.now()
+    assert tokens[False] == tokens[True]
+    # All host time but the first step's passes while the device computes the step before.
+    assert seconds[False] - seconds[True] == pytest.approx(49 * host_s, rel=0.01)
