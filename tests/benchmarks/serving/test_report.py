@@ -1,0 +1,48 @@
+"""The figures: percentiles, goodput, the tax, the ratio."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.serving.client import StreamRecord
+from benchmarks.serving.report import HttpRun, Objectives, OfflineRun, process_lines, serving_tax_ms, summary
+
+
+def record(ttft_s: float, tpot_s: float, tokens: int = 11) -> StreamRecord:
+    times = [10.0 + ttft_s + index * tpot_s for index in range(tokens)]
+    return StreamRecord(10.0, 10.0, times[0], times[-1] + 0.01, tokens + 2, tokens, None, times)
+
+
+def test_the_tax_is_what_serving_adds_to_a_token() -> None:
+    http = HttpRun([record(0.1, 0.01, 100), record(0.1, 0.01, 100)], 2.0, cpu_s=3.1)
+    assert serving_tax_ms(http, OfflineRun(200, 1.5, 3.0)) == pytest.approx(0.5)
+    assert serving_tax_ms(http, OfflineRun(400, 3.0, 6.0)) == pytest.approx(0.5), "the engine's share is by token"
+    assert serving_tax_ms(HttpRun(http.records, 2.0, None), OfflineRun(200, 1.5, 3.0)) is None
+
+
+def test_the_summary() -> None:
+    records = [record(0.1 * number, 0.02) for number in range(1, 11)]
+    failed = StreamRecord(10.0, error="status 503")
+    runs = [HttpRun([*records, failed], 4.0, 1.0)]
+    result = summary(runs, [OfflineRun(110, 2.0, 0.89)], Objectives(ttft_s=0.55, tpot_s=0.05))
+    assert result["out_tok_s"] == pytest.approx(110 / 4)
+    assert result["offline_ratio"] == pytest.approx(0.5)
+    assert result["core_ms_per_token"] == pytest.approx(1.0)
+    assert result["ttft_p50_s"] == pytest.approx(0.55)
+    assert 0.95 < result["ttft_p99_s"] < 1.0
+    assert result["tpot_p50_s"] == pytest.approx(0.02)
+    assert result["goodput_share"] == pytest.approx(5 / 11)
+    assert result["goodput_req_s"] == pytest.approx(5 / 4)
+    assert (result["num_requests"], result["num_failed"], result["errors"]) == (11, 1, ["status 503"])
+
+
+def test_a_slow_stream_is_not_good_however_soon_it_began() -> None:
+    result = summary([HttpRun([record(0.1, 0.2)], 1.0, None)], [], Objectives(1.0, 0.1))
+    assert result["goodput_share"] == 0.0
+    assert result["core_ms_per_token"] is result["offline_ratio"] is None
+
+
+def test_processes_are_listed_by_what_they_used() -> None:
+    before = {(1, "a"): 5.0, (2, "b"): 1.0}
+    lines = list(process_lines(before, {(1, "a"): 5.01, (2, "b"): 2.0, (3, "c"): 3.0}))
+    assert [line.split()[-1] for line in lines] == ["c", "b"]
