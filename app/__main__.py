@@ -47,6 +47,20 @@ def check(config: ConfigPath) -> None:
     _console.print(f"{config} is sound: {', '.join(loaded.model_ids)}")
 
 
+@cli.command()
+def environment(config: ConfigPath) -> None:
+    """Print what to export before `ray start` on every node, for a cluster that serves the config."""
+    from app.cli.config_file import load_config
+
+    try:
+        loaded = load_config(config)
+        from app.cli.ray_environment import export_lines
+
+        typer.echo("\n".join(export_lines(loaded)))
+    except QuireError as error:
+        _fail(error)
+
+
 def _fail(error: QuireError) -> None:
     # No markup: a message may hold brackets, such as `models[0]`.
     _console.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)

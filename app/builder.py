@@ -1,15 +1,26 @@
-"""build(args): what `serve run` imports. One engine deployment a model, and the ingress in front of them."""
+"""What `serve run` imports: build(args), one engine deployment a model and the ingress in front of them; or, for
+configs with an application for each, build_model and build_ingress."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
 
-from app.config import AppArgs, DeploymentArgs, IngressArgs, IngressUserConfig, ModelArgs, RayActorOptions
+from app.config import (
+    INGRESS,
+    AppArgs,
+    DeploymentArgs,
+    IngressAppArgs,
+    IngressArgs,
+    IngressUserConfig,
+    ModelAppArgs,
+    ModelArgs,
+    RayActorOptions,
+    engine_deployment_name,
+)
 from app.ingress.deployment import Ingress
 from app.replica.deployment import EngineReplica
 
@@ -28,25 +39,44 @@ def build(args: AppArgs | dict[str, Any]) -> Application:
     args = args if isinstance(args, AppArgs) else AppArgs.from_dict(args)
     names = deployment_names(args.models)
     engines = {model.id: _engine_deployment(model, names[model.id]) for model in args.models}
-    user_config = IngressUserConfig(aliases=args.aliases, api_keys=args.ingress.api_keys)
-    ingress = _deployment(Ingress).options(
-        name="Ingress",
-        user_config=user_config.model_dump(),
-        **_serve_options(args.ingress),
-        max_ongoing_requests=args.ingress.max_ongoing_requests,
-    )
-    # Keys and aliases go by user_config alone: what is in the arguments restarts every deployment when it changes.
-    settings = args.ingress.model_copy(update={"api_keys": []})
+    user_config = IngressUserConfig(aliases=args.aliases, splits=args.splits, api_keys=args.ingress.api_keys)
+    # Names go by user_config alone: what is in the arguments restarts every deployment when it changes.
     models = [model.model_copy(update={"aliases": []}) for model in args.models]
-    application: Application = ingress.bind(models, settings, engines)
-    return application
+    return _ingress(args.ingress, user_config).bind(models, _settings(args.ingress), engines)
+
+
+def build_model(args: ModelAppArgs | dict[str, Any]) -> Application:
+    """An application that is one model: its engine deployment, for an ingress of another application."""
+    args = args if isinstance(args, ModelAppArgs) else ModelAppArgs.from_dict(args)
+    return _engine_deployment(args.model, engine_deployment_name(args.model.id))
+
+
+def build_ingress(args: IngressAppArgs | dict[str, Any]) -> Application:
+    """An application that is the ingress alone. Its models are those of the `user_config` that the config gives it."""
+    args = args if isinstance(args, IngressAppArgs) else IngressAppArgs.from_dict(args)
+    user_config = IngressUserConfig(api_keys=args.ingress.api_keys)
+    return _ingress(args.ingress, user_config).bind([], _settings(args.ingress), {})
+
+
+def _ingress(args: IngressArgs, user_config: IngressUserConfig) -> Deployment:
+    return _deployment(Ingress).options(
+        name=INGRESS,
+        user_config=user_config.model_dump(),
+        **_serve_options(args),
+        max_ongoing_requests=args.max_ongoing_requests,
+    )
+
+
+def _settings(args: IngressArgs) -> IngressArgs:
+    """What an ingress replica is made with: keys reach it by user_config alone."""
+    return args.model_copy(update={"api_keys": []})
 
 
 def deployment_names(models: list[ModelArgs]) -> dict[str, str]:
     """Model id → deployment name: letters, digits, `.`, `_` and `-`; numbered where two ids come out alike."""
     names: dict[str, str] = {}
     for model in models:
-        base = "engine-" + re.sub(r"[^A-Za-z0-9._-]", "-", model.id)
+        base = engine_deployment_name(model.id)
         name, number = base, 2
         while name in names.values():
             name, number = f"{base}-{number}", number + 1

@@ -5,22 +5,58 @@ All are frozen and checked where they are made; unknown keys are errors that lis
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 
+# The name of the HTTP deployment, by which a config's `deployments` overrides its user_config.
+INGRESS = "Ingress"
+
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
+
+def _name(value: str) -> str:
+    if not _MODEL_ID.fullmatch(value):
+        raise ValueError(
+            f"{value!r} must begin with a letter or digit and hold only letters, digits and . _ : / - (128 at most)"
+        )
+    return value
+
+
+def engine_deployment_name(model_id: str) -> str:
+    """What Serve calls a model's deployment: letters, digits, `.`, `_` and `-` are kept."""
+    return "engine-" + re.sub(r"[^A-Za-z0-9._-]", "-", model_id)
+
+
+def _splits(value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    for name, weights in value.items():
+        _name(name)
+        if not weights:
+            raise ValueError(f"{name}: no model to go to")
+        for target, weight in weights.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"{name}.{target}={weight} must be above 0")
+    return value
 
 
 class Args(BaseModel):
     """Base of all settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def from_dict(cls, args: Any, root: str = "args") -> Self:
+        """Validate part of a config; ConfigError says in one line what is wrong and where."""
+        try:
+            return cls.model_validate(args)
+        except ValidationError as error:
+            raise ConfigError(describe(error, root)) from None
 
 
 class RayActorOptions(Args):
@@ -66,6 +102,7 @@ class ModelArgs(Args):
         source: where its weights are: a folder, `package:NAME`, `dummy:NAME`.
         engine: engine options, checked with EngineConfig.
         aliases: further names that requests may use.
+        chat_template: a Jinja template, for a checkpoint that has none or in place of its own.
     """
 
     id: str
@@ -73,11 +110,9 @@ class ModelArgs(Args):
     engine: dict[str, Any] = Field(default_factory=dict)
     deployment: DeploymentArgs = DeploymentArgs()
     aliases: list[str] = Field(default_factory=list)
+    chat_template: str | None = None
 
-    @field_validator("id")
-    @classmethod
-    def _check_id(cls, value: str) -> str:
-        return _name(value)
+    _check_id = field_validator("id")(_name)
 
     @field_validator("aliases")
     @classmethod
@@ -100,6 +135,9 @@ class ModelArgs(Args):
         return EngineConfig.from_dict(self.engine)
 
 
+Proxy = Literal["serve", "haproxy"]
+
+
 class IngressArgs(Args):
     """The HTTP deployment.
 
@@ -108,12 +146,17 @@ class IngressArgs(Args):
         max_body_bytes: longest request body that is read; a longer one is answered with 413.
         api_keys: keys that requests must bring; empty lets everyone in. The environment variable QUIRE_API_KEYS, comma
             separated, adds to them without being written into a config.
+        proxy: what stands before the ingress: Serve's own proxy, or HAProxy. The latter is switched on by
+            RAY_SERVE_ENABLE_HA_PROXY=1 on every node before Ray starts there; the ingress checks that it was.
+        keep_alive_s: a stream that has brought nothing for this long gets a comment line, so that proxies keep it open.
     """
 
     num_replicas: int = Field(default=1, ge=1)
     max_ongoing_requests: int = Field(default=2048, ge=1)
     max_body_bytes: int = Field(default=8 << 20, ge=1)
     api_keys: list[str] = Field(default_factory=list)
+    proxy: Proxy = "serve"
+    keep_alive_s: float = Field(default=5.0, gt=0)
     graceful_shutdown_wait_loop_s: float = Field(default=0.2, gt=0)
     graceful_shutdown_timeout_s: float = Field(default=30.0, ge=0)
     health_check_period_s: float = Field(default=2.0, gt=0)
@@ -128,25 +171,79 @@ class IngressArgs(Args):
         return value
 
 
-class IngressUserConfig(Args):
-    """What an ingress takes over while it serves: Serve's `user_config`, the deployment is not restarted for it."""
+class RemoteModel(Args):
+    """A model of another Serve application, as the ingress's table lists it.
 
+    Attributes:
+        id: the `model` that requests name, and the id in that application.
+        application: its name in Serve.
+        source, chat_template: as in that application's entry, for the tokenizer.
+    """
+
+    id: str
+    application: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    chat_template: str | None = None
+
+    _check_id = field_validator("id")(_name)
+
+
+class IngressUserConfig(Args):
+    """What an ingress takes over while it serves: Serve's `user_config`, the deployment is not restarted for it.
+
+    Attributes:
+        models: of other applications; those of the ingress's own are in its arguments.
+        splits: name → model id → weight: requests of that name go to these models in that proportion.
+    """
+
+    models: list[RemoteModel] = Field(default_factory=list)
     aliases: dict[str, str] = Field(default_factory=dict)
+    splits: dict[str, dict[str, float]] = Field(default_factory=dict)
     api_keys: list[str] = Field(default_factory=list)
+
+    @field_validator("aliases")
+    @classmethod
+    def _check_aliases(cls, value: dict[str, str]) -> dict[str, str]:
+        return {_name(alias): target for alias, target in value.items()}
+
+    @field_validator("splits")
+    @classmethod
+    def _check_splits(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        return _splits(value)
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> Self:
+        ids = [model.id for model in self.models]
+        if twice := next((name for name in ids if ids.count(name) > 1), None):
+            raise ValueError(f"the model name {twice!r} is given twice")
+        return self
 
 
 class AppArgs(Args):
-    """`args` of one application."""
+    """`args` of one application: models, and the ingress before them.
+
+    `splits` are as in IngressUserConfig.
+    """
 
     models: list[ModelArgs] = Field(min_length=1)
     ingress: IngressArgs = IngressArgs()
+    splits: dict[str, dict[str, float]] = Field(default_factory=dict)
+
+    @field_validator("splits")
+    @classmethod
+    def _check_splits(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        return _splits(value)
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
+        ids = {model.id for model in self.models}
+        for name, targets in self.splits.items():
+            if missing := targets.keys() - ids:
+                raise ValueError(f"splits.{name}: {min(missing)!r} is not the id of a model")
         seen: set[str] = set()
         for name in self._names():
             if name in seen:
-                raise ValueError(f"the model name {name!r} is given twice (ids and aliases share one name space)")
+                raise ValueError(f"the model name {name!r} is given twice (ids, aliases and splits share a name space)")
             seen.add(name)
         return self
 
@@ -154,19 +251,40 @@ class AppArgs(Args):
         for model in self.models:
             yield model.id
             yield from model.aliases
+        yield from self.splits
 
     @property
     def aliases(self) -> dict[str, str]:
         """Alias → model id, of all models."""
         return {alias: model.id for model in self.models for alias in model.aliases}
 
-    @classmethod
-    def from_dict(cls, args: Any) -> AppArgs:
-        """Validate a config's `args`; ConfigError says in one line what is wrong and where."""
-        try:
-            return cls.model_validate(args)
-        except ValidationError as error:
-            raise ConfigError(describe(error, "args")) from None
+
+class ModelAppArgs(Args):
+    """`args` of an application that is one model, for an ingress of another application."""
+
+    model: ModelArgs
+
+    @property
+    def models(self) -> list[ModelArgs]:
+        """The one."""
+        return [self.model]
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if self.model.aliases:
+            raise ValueError("model.aliases: give them in the user_config of the ingress, which knows all names")
+        return self
+
+
+class IngressAppArgs(Args):
+    """`args` of an application that is an ingress alone: its models are in its `user_config`."""
+
+    ingress: IngressArgs = IngressArgs()
+
+    @property
+    def models(self) -> list[ModelArgs]:
+        """None of its own."""
+        return []
 
 
 def describe(error: ValidationError, root: str) -> str:
@@ -177,11 +295,3 @@ def describe(error: ValidationError, root: str) -> str:
     if first["type"] == "extra_forbidden":
         message = "unknown key"
     return f"{where}: {message}" + (f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else "")
-
-
-def _name(value: str) -> str:
-    if not _MODEL_ID.fullmatch(value):
-        raise ValueError(
-            f"{value!r} must begin with a letter or digit and hold only letters, digits and . _ : / - (128 at most)"
-        )
-    return value

@@ -10,11 +10,27 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.config import AppArgs, DeploymentArgs, IngressArgs, describe
+from app.config import (
+    INGRESS,
+    AppArgs,
+    DeploymentArgs,
+    IngressAppArgs,
+    IngressArgs,
+    IngressUserConfig,
+    ModelAppArgs,
+    ModelArgs,
+    describe,
+)
 from engine.errors import ConfigError, ModelLoadError
 from engine.loading import open_checkpoint
 
-IMPORT_PATH = "app.builder:build"
+AnyAppArgs = AppArgs | ModelAppArgs | IngressAppArgs
+# What an application's `import_path` may say, and what its `args` are then.
+BUILDERS: dict[str, type[AppArgs] | type[ModelAppArgs] | type[IngressAppArgs]] = {
+    "app.builder:build": AppArgs,
+    "app.builder:build_model": ModelAppArgs,
+    "app.builder:build_ingress": IngressAppArgs,
+}
 
 
 class _HttpOptions(BaseModel):
@@ -26,6 +42,13 @@ class _HttpOptions(BaseModel):
     port: int = Field(default=8000, ge=1, le=65535)
 
 
+class _Deployment(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    user_config: dict[str, Any] | None = None
+
+
 class _Application(BaseModel):
     model_config = ConfigDict(extra="allow")
 
@@ -33,6 +56,7 @@ class _Application(BaseModel):
     route_prefix: str | None = "/"
     import_path: str
     args: dict[str, Any] = Field(default_factory=dict)
+    deployments: list[_Deployment] = Field(default_factory=list)
 
 
 class _ServeConfig(BaseModel):
@@ -49,13 +73,15 @@ class LoadedConfig:
     Attributes:
         raw: the file's content, for Serve's own schema.
         apps: Quire's applications by name.
+        user_configs: of the ingresses whose `user_config` the file sets, by application.
         route_prefixes: where HTTP reaches each; one without a prefix is left out.
         url: where clients will find the server.
     """
 
     path: Path
     raw: dict[str, Any]
-    apps: dict[str, AppArgs]
+    apps: dict[str, AnyAppArgs]
+    user_configs: dict[str, IngressUserConfig]
     route_prefixes: list[str]
     host: str
     port: int
@@ -67,14 +93,27 @@ class LoadedConfig:
 
     @property
     def model_ids(self) -> list[str]:
-        return [model.id for args in self.apps.values() for model in args.models]
+        return [model.id for model in self.models]
+
+    @property
+    def models(self) -> list[ModelArgs]:
+        """Of all applications."""
+        return [model for args in self.apps.values() for model in args.models]
+
+    @property
+    def ingresses(self) -> list[IngressArgs]:
+        """Settings of the HTTP deployments."""
+        return [args.ingress for args in self.apps.values() if not isinstance(args, ModelAppArgs)]
+
+    @property
+    def haproxy(self) -> bool:
+        """Whether HAProxy is to stand before the ingresses; one proxy serves them all."""
+        return any(ingress.proxy == "haproxy" for ingress in self.ingresses)
 
     @property
     def num_cpus(self) -> float:
         """Logical CPUs that all replicas ask for together."""
-        parts: list[IngressArgs | DeploymentArgs] = []
-        for args in self.apps.values():
-            parts += [args.ingress, *(model.deployment for model in args.models)]
+        parts: list[IngressArgs | DeploymentArgs] = [*self.ingresses, *(model.deployment for model in self.models)]
         return sum(part.num_replicas * part.ray_actor_options.num_cpus for part in parts)
 
 
@@ -90,19 +129,55 @@ def load_config(path: Path) -> LoadedConfig:
         config = _ServeConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error, 'config')}") from None
-    apps = {}
+    apps: dict[str, AnyAppArgs] = {}
+    user_configs = {}
     for application in config.applications:
-        if application.import_path != IMPORT_PATH:
-            raise ConfigError(f"{path}: import_path {application.import_path!r} of {application.name!r} is not Quire's")
+        builder = BUILDERS.get(application.import_path)
+        if builder is None:
+            what = f"import_path {application.import_path!r} of {application.name!r}"
+            raise ConfigError(f"{path}: {what} is not Quire's; known: {', '.join(BUILDERS)}")
         try:
-            apps[application.name] = AppArgs.from_dict(application.args)
+            apps[application.name] = builder.from_dict(application.args)
+            user_config = _user_config(application)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
-    for args in apps.values():
-        for model in args.models:
-            _check_source(model.id, model.source)
+        if user_config is not None:
+            user_configs[application.name] = user_config
+    loaded_models = [model for args in apps.values() for model in args.models]
+    for model in loaded_models:
+        _check_source(model.id, model.source)
+    _check_names(path, apps, user_configs)
     prefixes = [application.route_prefix for application in config.applications if application.route_prefix]
-    return LoadedConfig(path, raw, apps, prefixes, config.http_options.host, config.http_options.port)
+    return LoadedConfig(path, raw, apps, user_configs, prefixes, config.http_options.host, config.http_options.port)
+
+
+def _user_config(application: _Application) -> IngressUserConfig | None:
+    for deployment in application.deployments:
+        if deployment.name == INGRESS and deployment.user_config is not None:
+            return IngressUserConfig.from_dict(deployment.user_config, f"{INGRESS}.user_config")
+    return None
+
+
+def _check_names(path: Path, apps: dict[str, AnyAppArgs], user_configs: dict[str, IngressUserConfig]) -> None:
+    """Each ingress's names point to models that are there; it would say so only once it starts."""
+    for name, args in apps.items():
+        if isinstance(args, ModelAppArgs):
+            continue
+        config = user_configs.get(name, IngressUserConfig())
+        if isinstance(args, IngressAppArgs) and not config.models:
+            raise ConfigError(
+                f"{path}: application {name!r} has no models: list them in the user_config of its deployment {INGRESS}"
+            )
+        for entry in config.models:
+            other = apps.get(entry.application)
+            if other is None or entry.id not in [model.id for model in other.models]:
+                raise ConfigError(
+                    f"{path}: user_config.models: no application {entry.application!r} with a model {entry.id!r}"
+                )
+        served = {model.id for model in args.models} | {entry.id for entry in config.models}
+        targets = [*config.aliases.values(), *(target for split in config.splits.values() for target in split)]
+        if missing := [target for target in targets if target not in served]:
+            raise ConfigError(f"{path}: user_config: {missing[0]!r} is not served by application {name!r}")
 
 
 def check_port_is_free(host: str, port: int) -> None:

@@ -79,7 +79,7 @@ def follow_startup(client: Any, config: LoadedConfig, view: StartupView, stop: t
     """
     began = time.monotonic()
     logs = ReplicaLogs(_serve_log_folder())
-    waiting = {model.id for args in config.apps.values() for model in args.models}
+    waiting = set(config.model_ids)
     while not stop.wait(_POLL_S):
         for name in config.apps:
             _raise_if_failed(client.get_serve_status(name))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import signal
 import threading
 import time
@@ -19,6 +18,7 @@ from rich.markup import escape
 
 from app.cli.config_file import LoadedConfig, check_port_is_free
 from app.cli.progress import DeploymentFailedError, StartupView, follow_startup, reason
+from app.cli.ray_environment import apply_environment
 from app.config import describe
 from app.ingress.greeting import curl_line, dialable
 from engine.errors import ConfigError
@@ -62,8 +62,7 @@ def serve_until_stopped(config: LoadedConfig, *, dashboard: bool, logs: bool) ->
 
 
 def _start_ray(config: LoadedConfig, *, dashboard: bool, logs: bool) -> None:
-    # Before Ray is imported: nothing is reported to anyone.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    apply_environment(config)
     import ray
 
     threading.Thread(target=_import_serve, name="import-serve", daemon=True).start()
@@ -125,10 +124,9 @@ def _import_serve() -> None:
 def _announce(console: Console, config: LoadedConfig, seconds: float, *, dashboard: bool) -> None:
     url = dialable(config.url)
     console.print(f"\n[bold green]Quire is ready[/bold green] at [bold]{url}/v1[/bold] after {seconds:.1f} s")
-    for args in config.apps.values():
-        for model in args.models:
-            names = ", ".join([model.id, *model.aliases])
-            console.print(f"  {escape(names)}  [dim]{escape(model.source)}[/dim]")
+    for model in config.models:
+        names = ", ".join([model.id, *model.aliases])
+        console.print(f"  {escape(names)}  [dim]{escape(model.source)}[/dim]")
     console.print("\nTry:")
     console.print(f"  {curl_line(url, config.model_ids[0])}", markup=False, soft_wrap=True)
     if dashboard:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import uuid
-from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,23 +15,11 @@ from app.ingress.auth import ApiKeys
 from app.ingress.errors import UnforeseenErrors, handle_error
 from app.ingress.models import ModelRegistry
 from app.ingress.routes import Routes
+from app.ingress.settings import HttpSettings
 from engine.errors import QuireError
 
 REQUEST_ID_HEADER = "x-request-id"
 _SOUND_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
-
-
-@dataclass(frozen=True)
-class HttpSettings:
-    """What the HTTP layer can be told.
-
-    Attributes:
-        max_body_bytes: longest request body that is read.
-        echo_request_id: answer with the request's x-request-id, or one made up. Off behind Serve, which does it too.
-    """
-
-    max_body_bytes: int = 8 << 20
-    echo_request_id: bool = True
 
 
 def build_asgi_app(
@@ -46,7 +33,7 @@ def build_asgi_app(
     # Starlette types handlers by the widest exception.
     handlers = {QuireError: handle_error, HTTPException: handle_error}
     app = Starlette(
-        routes=Routes(registry, api_keys or ApiKeys(), settings.max_body_bytes).routes(),
+        routes=Routes(registry, api_keys or ApiKeys(), settings).routes(),
         middleware=middleware,
         exception_handlers=handlers,
     )

@@ -31,15 +31,16 @@ async def chat_generation(registry: ModelRegistry, request: ChatCompletionReques
     text = render_chat(model, request)
     # The template writes the special tokens itself.
     token_ids = await tokenize(model.tokenizer, text, add_special_tokens=bool(request.add_special_tokens))
-    requested, name = request.requested_max_tokens()
-    max_tokens = output_budget(model, len(token_ids), requested, None, param=name, prompt="messages")
+    requested, param = request.requested_max_tokens()
+    max_tokens = output_budget(model, len(token_ids), requested, None, param=param, prompt="messages")
     engine_request = EngineRequest(
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
         prompt_token_ids=token_ids,
         sampling_params=request.sampling_params(max_tokens=max_tokens, logprobs=num_logprobs),
         cache_salt=request.cache_salt or "",
     )
-    return Generation(model, [engine_request], continuation=False)
+    name = registry.answer_name(request.model, model)
+    return Generation(model, [engine_request], continuation=False, name=name)
 
 
 class ChatFormat:
@@ -54,7 +55,7 @@ class ChatFormat:
             "id": engine_request.request_id,
             "object": "chat.completion.chunk" if request.stream else "chat.completion",
             "created": int(time.time()),
-            "model": request.model,
+            "model": generation.name,
         }
         self._prompt_token_ids = list(engine_request.prompt_token_ids) if request.return_token_ids else None
         self._envelope = Envelope(

@@ -33,6 +33,7 @@ async def completion_generation(registry: ModelRegistry, request: CompletionRequ
             for index, prompt in enumerate(request.prompts)
         ],
         continuation=True,
+        name=registry.answer_name(request.model, model),
     )
 
 
@@ -69,7 +70,7 @@ class CompletionFormat:
             "id": generation.requests[0].request_id,
             "object": "text_completion",
             "created": int(time.time()),
-            "model": request.model,
+            "model": generation.name,
         }
         self._envelope = Envelope(
             self._fields, generation, include_usage=request.include_usage, continuous=request.continuous_usage

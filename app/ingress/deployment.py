@@ -10,20 +10,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from pydantic import ValidationError
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from app.config import IngressArgs, IngressUserConfig, ModelArgs, describe
-from app.ingress.app import HttpSettings, build_asgi_app
+from app.config import IngressArgs, IngressUserConfig, ModelArgs, RemoteModel, engine_deployment_name
+from app.ingress.app import build_asgi_app
 from app.ingress.auth import ApiKeys
 from app.ingress.greeting import greeting
+from app.ingress.model_table import ModelTable, context_length, load_tokenizer
 from app.ingress.models import ModelRegistry, ServedModel
+from app.ingress.proxy_check import check_proxy, controller_has_haproxy, replica_has_haproxy
 from app.ingress.replica_client import ReplicaSetClient
-from engine.errors import ConfigError, ModelLoadError
-from engine.loading import open_checkpoint
-from engine.tokenization import Tokenizer
+from app.ingress.settings import HttpSettings
 
 logger = logging.getLogger("ray.serve")
 
@@ -36,7 +35,7 @@ class Ingress:
     """One replica of the HTTP side. Serve asks for the application by `__serve_build_asgi_app__`, on the user's loop.
 
     Args:
-        models: what is served; `engines` has the handle of each by its id.
+        models: those of this application; `engines` has the handle of each by its id.
         settings: limits of the HTTP layer.
     """
 
@@ -45,42 +44,51 @@ class Ingress:
     ) -> None:
         self._settings = settings
         self._api_keys = ApiKeys(keys_of_environment())
-        checkpoints = _load_tokenizers({model.source for model in models})
-        self._registry = ModelRegistry(
-            ServedModel(
-                id=model.id,
-                client=ReplicaSetClient(model.id, engines[model.id]),
-                tokenizer=checkpoints[model.source][0],
-                context_length=_context_length(model, checkpoints[model.source][1]),
-            )
-            for model in models
-        )
-        self._greeting: asyncio.Task[None] | None = None
+        own = _own_models(models, engines)
+        self._registry = ModelRegistry(own)
+        self._table = ModelTable(self._registry, own, _connect)
+        self._connecting: asyncio.Task[None] | None = None
+        self._greeted = False
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
-        self._greeting = asyncio.create_task(self._greet())
+        controller = await asyncio.to_thread(controller_has_haproxy)
+        check_proxy(self._settings.proxy, controller, replica_has_haproxy())
         # Serve's proxy and its direct ingress both echo x-request-id already.
-        http = HttpSettings(max_body_bytes=self._settings.max_body_bytes, echo_request_id=False)
+        http = HttpSettings(
+            max_body_bytes=self._settings.max_body_bytes,
+            echo_request_id=False,
+            keep_alive_s=self._settings.keep_alive_s,
+        )
         return build_asgi_app(self._registry, http, self._api_keys)
 
-    def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve's hook: take over aliases and API keys while serving; ConfigError leaves the old ones in place."""
-        try:
-            config = IngressUserConfig.model_validate(user_config)
-        except ValidationError as error:
-            raise ConfigError(describe(error, "user_config")) from None
-        self._registry.set_aliases(config.aliases)
-        self._api_keys.replace([*config.api_keys, *keys_of_environment()])
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve's hook: take over models, aliases, splits and API keys while serving.
 
-    async def _greet(self) -> None:
-        """Say once, in the console of `serve run`, which URL to try."""
+        Raises:
+            ConfigError, ModelLoadError: what was in place stays.
+        """
+        config = IngressUserConfig.from_dict(user_config, "user_config")
+        await self._table.adopt(config)
+        self._api_keys.replace([*config.api_keys, *keys_of_environment()])
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._connecting = asyncio.create_task(self._connect_models())
+
+    async def _connect_models(self) -> None:
+        """Connect to each model before a request asks for it. The first time, greet in the console of `serve run`."""
         began = time.monotonic()
-        for model in self._registry:
-            while not await model.client.wait_ready(_READY_POLL_S):
-                logger.info("still waiting for %s: %s", model.id, model.client.state().detail)
-        url = await asyncio.to_thread(_root_url)
-        logger.info("all models are ready %.1f s after the ingress", time.monotonic() - began)
-        print(greeting(url, [model.id for model in self._registry]), flush=True)
+        models = list(self._registry)
+        await asyncio.gather(*(_wait_ready(model) for model in models))
+        logger.info("%d models are ready after %.1f s", len(models), time.monotonic() - began)
+        if models and not self._greeted:
+            self._greeted = True
+            url = await asyncio.to_thread(_root_url)
+            print(greeting(url, [model.id for model in models]), flush=True)
+
+
+async def _wait_ready(model: ServedModel) -> None:
+    while not await model.client.wait_ready(_READY_POLL_S):
+        logger.info("still waiting for %s: %s", model.id, model.client.state().detail)
 
 
 def keys_of_environment() -> list[str]:
@@ -88,22 +96,29 @@ def keys_of_environment() -> list[str]:
     return [key for item in os.environ.get(API_KEYS_VARIABLE, "").split(",") if (key := item.strip())]
 
 
-def _load_tokenizers(sources: set[str]) -> dict[str, tuple[Tokenizer, int]]:
-    """Source → tokenizer and the checkpoint's context length, all sources at once; ModelLoadError names the file."""
-    with ThreadPoolExecutor(max_workers=min(8, len(sources)), thread_name_prefix="tokenizer") as pool:
-        return dict(zip(sources, pool.map(_load_tokenizer, sources), strict=True))
+def _own_models(models: Sequence[ModelArgs], engines: Mapping[str, DeploymentHandle[Any]]) -> list[ServedModel]:
+    """Those of this application, their tokenizers loaded all at once; ModelLoadError names the file."""
+    if not models:
+        return []
+    with ThreadPoolExecutor(max_workers=min(8, len(models)), thread_name_prefix="tokenizer") as pool:
+        loaded = pool.map(lambda model: load_tokenizer(model.source, model.chat_template), models)
+        return [
+            ServedModel(
+                id=model.id,
+                client=ReplicaSetClient(model.id, engines[model.id]),
+                tokenizer=tokenizer,
+                context_length=context_length(model, max_position_embeddings),
+            )
+            for model, (tokenizer, max_position_embeddings) in zip(models, loaded, strict=True)
+        ]
 
 
-def _load_tokenizer(source: str) -> tuple[Tokenizer, int]:
-    checkpoint = open_checkpoint(source)
-    tokenizer = checkpoint.tokenizer()
-    if tokenizer is None:
-        raise ModelLoadError(f"{source}: it has no tokenizer, so that its text cannot be served over HTTP")
-    return tokenizer, checkpoint.model_config().max_position_embeddings
-
-
-def _context_length(model: ModelArgs, max_position_embeddings: int) -> int:
-    return model.engine_config.max_model_len or max_position_embeddings
+def _connect(entry: RemoteModel) -> ReplicaSetClient:
+    # Not checked for existence: the application may come up later.
+    handle = serve.get_deployment_handle(
+        engine_deployment_name(entry.id), entry.application, _check_exists=False, _record_telemetry=False
+    )
+    return ReplicaSetClient(entry.id, handle)
 
 
 def _root_url() -> str:

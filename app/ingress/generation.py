@@ -143,12 +143,16 @@ class Generation:
     `usage` grows as deltas are read.
 
     Args:
+        name: what the response says its model is; the model's id if not given.
         continuation: the text continues the prompt's, and keeps a leading space of its own.
     """
 
-    def __init__(self, model: ServedModel, requests: Sequence[EngineRequest], *, continuation: bool) -> None:
+    def __init__(
+        self, model: ServedModel, requests: Sequence[EngineRequest], *, continuation: bool, name: str | None = None
+    ) -> None:
         self._continuation = continuation
         self.model = model
+        self.name = name or model.id
         self.requests = requests
         self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
 

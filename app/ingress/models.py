@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from app.ingress.client import ModelClient
+from app.ingress.splits import WeightedSplit
 from engine.errors import ConfigError, ModelNotFoundError, RequestError
 from engine.tokenization import Tokenizer
+
+Splits = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -33,45 +37,90 @@ class ServedModel:
         return self.client.state().max_model_len or self.context_length
 
 
+class ListedName(NamedTuple):
+    """A name that requests may use. `models` has one model, or those that a split's requests go to."""
+
+    name: str
+    models: tuple[ServedModel, ...]
+
+
 class ModelRegistry:
-    """Looks models up by the request's `model`. Aliases can change while it serves."""
+    """Looks models up by the request's `model`: an id, an alias, or a split. All of it can change while it serves.
 
-    def __init__(self, models: Iterable[ServedModel], aliases: Mapping[str, str] | None = None) -> None:
-        self._models = {model.id: model for model in models}
+    A change replaces the tables as a whole; requests that run keep the model that they began with.
+    """
+
+    def __init__(
+        self, models: Iterable[ServedModel], aliases: Mapping[str, str] | None = None, splits: Splits | None = None
+    ) -> None:
+        self._models: dict[str, ServedModel] = {}
         self._aliases: dict[str, str] = {}
-        self.set_aliases(aliases or {})
+        self._splits: dict[str, WeightedSplit] = {}
+        self.replace(models, aliases or {}, splits or {})
 
-    def set_aliases(self, aliases: Mapping[str, str]) -> None:
-        """Replace all aliases (alias → model id); ConfigError if one hides a model or points nowhere."""
-        for alias, target in aliases.items():
-            if alias in self._models:
-                raise ConfigError(f"alias {alias!r} is the id of a model")
-            if target not in self._models:
-                raise ConfigError(f"alias {alias!r} points to {target!r}, which is not served")
-        self._aliases = dict(aliases)
+    def replace(self, models: Iterable[ServedModel], aliases: Mapping[str, str], splits: Splits) -> None:
+        """Take over new tables: models, alias → model id, and split → model id → weight.
+
+        Raises:
+            ConfigError: a name is used twice or points to no model; the old tables stay.
+        """
+        table = {model.id: model for model in models}
+        for kind, targets_of in (("alias", {alias: (target,) for alias, target in aliases.items()}), ("split", splits)):
+            for name, targets in targets_of.items():
+                if name in table:
+                    raise ConfigError(f"{kind} {name!r} is the id of a model")
+                if missing := [target for target in targets if target not in table]:
+                    raise ConfigError(f"{kind} {name!r} points to {missing[0]!r}, which is not served")
+        if both := aliases.keys() & splits.keys():
+            raise ConfigError(f"{min(both)!r} is an alias and a split")
+        # A split that has not changed keeps its turn.
+        kept = {name: old for name, old in self._splits.items() if splits.get(name) == old.weights}
+        self._models, self._aliases = table, dict(aliases)
+        self._splits = {name: kept.get(name) or WeightedSplit(weights) for name, weights in splits.items()}
 
     def __iter__(self) -> Iterator[ServedModel]:
         return iter(self._models.values())
 
-    def names(self) -> list[tuple[str, ServedModel]]:
-        """All names a request may use, with the model behind each: ids first, then aliases."""
-        aliases = [(alias, self._models[target]) for alias, target in self._aliases.items()]
-        return [*self._models.items(), *aliases]
+    def names(self) -> list[ListedName]:
+        """All names a request may use: ids first, then aliases, then splits."""
+        ids = [ListedName(name, (model,)) for name, model in self._models.items()]
+        aliases = [ListedName(alias, (self._models[target],)) for alias, target in self._aliases.items()]
+        splits = [
+            ListedName(name, tuple(self._models[target] for target in split.weights))
+            for name, split in self._splits.items()
+        ]
+        return ids + aliases + splits
+
+    def named(self, name: str) -> ListedName:
+        """What a name stands for; ModelNotFoundError lists what is served."""
+        for listed in self.names():
+            if listed.name == name:
+                return listed
+        raise self._not_found(name)
 
     def get(self, name: str) -> ServedModel:
-        """The model behind a name; ModelNotFoundError lists what is served."""
-        model = self._models.get(self._aliases.get(name, name))
+        """The model for the next request of a name; ModelNotFoundError lists what is served."""
+        split = self._splits.get(name)
+        target = self._aliases.get(name, name) if split is None else split.next()
+        model = self._models.get(target)
         if model is None:
-            served = ", ".join(known for known, _ in self.names())
-            raise ModelNotFoundError(
-                f"the model {name!r} does not exist; served: {served}", param="model", code="model_not_found"
-            )
+            raise self._not_found(name)
         return model
 
     def get_only(self, name: str | None) -> ServedModel:
-        """As `get`, but the name may be left out where there is nothing to choose."""
+        """As `get`, but the name may be left out where there is nothing to choose. Uses up no turn of a split."""
         if name is not None:
-            return self.get(name)
+            return self.named(name).models[0]
         if len(self._models) != 1:
             raise RequestError("missing required parameter: model", param="model", code="missing_required_parameter")
         return next(iter(self._models.values()))
+
+    def answer_name(self, name: str, model: ServedModel) -> str:
+        """What a response says its `model` is: the requested name, but a split's says which version has answered."""
+        return model.id if name in self._splits else name
+
+    def _not_found(self, name: str) -> ModelNotFoundError:
+        served = ", ".join(listed.name for listed in self.names())
+        return ModelNotFoundError(
+            f"the model {name!r} does not exist; served: {served}", param="model", code="model_not_found"
+        )

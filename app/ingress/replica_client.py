@@ -18,6 +18,7 @@ import asyncio
 import contextvars
 import itertools
 import logging
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable
@@ -40,6 +41,9 @@ logger = logging.getLogger("ray.serve")
 
 # How often unconfirmed bookings are looked through.
 _EXPIRY_INTERVAL_S = 30.0
+_RETIRE_POLL_S = 0.5
+# Serve's own: whether routers run on a thread of theirs or on the loop that calls.
+_ROUTER_THREAD_VARIABLE = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
 
 
 class ClientOptions(NamedTuple):
@@ -154,6 +158,12 @@ class ReplicaSetClient:
         ready = not self._closed and (bool(live) or self._options.scales_to_zero)
         return ModelState(self.model_id, ready, len(live), detail, min(lengths, default=None))
 
+    async def retire(self) -> None:
+        """Wait until no request is left, then close: its model is no longer served here."""
+        while self._attempts:  # noqa: ASYNC110 - nobody is in a hurry, and each request would have to tell
+            await asyncio.sleep(_RETIRE_POLL_S)
+        await self.close()
+
     async def close(self) -> None:
         """Abort what runs and hang up. Idempotent."""
         self._closed = True
@@ -195,7 +205,12 @@ class ReplicaSetClient:
             await self._links.fetch_secret()
             key = deployment_key(self._handle.app_name, self._handle.deployment_name)
             registry.register(self.client_id, key, self)
-            self._generate = await asyncio.to_thread(lambda: self._handle.options(method_name="generate"))
+            if os.environ.get(_ROUTER_THREAD_VARIABLE, "1") == "1":
+                # Makes the router, which waits for its thread's loop.
+                self._generate = await asyncio.to_thread(lambda: self._handle.options(method_name="generate"))
+            else:
+                # It runs on this loop, and has to be made here.
+                self._generate = self._handle.options(method_name="generate")
         except BaseException:
             self._starting = None
             raise

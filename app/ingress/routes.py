@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Protocol
@@ -16,7 +17,8 @@ from app.ingress.chat import ChatFormat, chat_generation
 from app.ingress.completions import CompletionFormat, completion_generation
 from app.ingress.errors import BodyTooLargeError, parse_body
 from app.ingress.generation import ChoiceDelta, Generation
-from app.ingress.models import ModelRegistry, ServedModel
+from app.ingress.models import ListedName, ModelRegistry
+from app.ingress.pacing import Pacer
 from app.ingress.prompts import check_token_ids, render_chat, tokenize
 from app.ingress.protocol import (
     ChatCompletionRequest,
@@ -25,6 +27,7 @@ from app.ingress.protocol import (
     TokenizeMessages,
     TokenizePrompt,
 )
+from app.ingress.settings import HttpSettings
 from app.ingress.sse import EventStreamResponse, EventWriter, unless_disconnected, write_events
 from app.version import version
 
@@ -40,10 +43,13 @@ class ResponseFormat(EventWriter, Protocol):
 class Routes:
     """The endpoints over one registry of models."""
 
-    def __init__(self, registry: ModelRegistry, api_keys: ApiKeys, max_body_bytes: int) -> None:
+    def __init__(self, registry: ModelRegistry, api_keys: ApiKeys, settings: HttpSettings) -> None:
         self._registry = registry
         self._api_keys = api_keys
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = settings.max_body_bytes
+        self._keep_alive_s = settings.keep_alive_s
+        self._pacer: Pacer | None = None
+        self._was_ready = False
 
     def routes(self) -> list[Route]:
         """Starlette's table of paths."""
@@ -61,22 +67,22 @@ class Routes:
     async def chat_completions(self, request: Request) -> Response:
         body = parse_body(ChatCompletionRequest, await self._authorised_body(request))
         generation = await chat_generation(self._registry, body)
-        return await _respond(request, generation, ChatFormat(body, generation), stream=bool(body.stream))
+        return await self._respond(request, generation, ChatFormat(body, generation), stream=bool(body.stream))
 
     async def completions(self, request: Request) -> Response:
         body = parse_body(CompletionRequest, await self._authorised_body(request))
         generation = await completion_generation(self._registry, body)
-        return await _respond(request, generation, CompletionFormat(body, generation), stream=bool(body.stream))
+        return await self._respond(request, generation, CompletionFormat(body, generation), stream=bool(body.stream))
 
     async def list_models(self, request: Request) -> Response:
         self._api_keys.check(request)
-        data = [_model_object(name, model) for name, model in self._registry.names()]
+        data = [_model_object(listed) for listed in self._registry.names()]
         return JSONResponse({"object": "list", "data": data})
 
     async def show_model(self, request: Request) -> Response:
         self._api_keys.check(request)
         name = request.path_params["model"]
-        return JSONResponse(_model_object(name, self._registry.get(name)))
+        return JSONResponse(_model_object(self._registry.named(name)))
 
     async def tokenize(self, request: Request) -> Response:
         raw = await self._authorised_body(request)
@@ -108,11 +114,13 @@ class Routes:
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes the request
         states = [model.client.state() for model in self._registry]
-        ready = all(state.ready for state in states)
+        all_ready = bool(states) and all(state.ready for state in states)
+        self._was_ready |= all_ready
+        # Once it has begun to serve, a model that is added, or fails, does not take the others away from their clients.
+        serves = all_ready or (self._was_ready and any(state.ready for state in states))
+        status = "ok" if all_ready else "degraded" if serves else "unavailable"
         models = [state._asdict() for state in states]
-        return JSONResponse(
-            {"status": "ok" if ready else "unavailable", "models": models}, status_code=200 if ready else 503
-        )
+        return JSONResponse({"status": status, "models": models}, status_code=200 if serves else 503)
 
     async def show_version(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes the request
         return JSONResponse({"version": version()})
@@ -130,18 +138,30 @@ class Routes:
                 raise self._too_large()
         return bytes(body)
 
+    async def _respond(
+        self, request: Request, generation: Generation, writer: ResponseFormat, *, stream: bool
+    ) -> Response:
+        deltas = generation.deltas()
+        if not stream:
+            choices = await unless_disconnected(request.receive, _collect(generation, deltas))
+            return JSONResponse(writer.whole(choices))
+        first = asyncio.ensure_future(anext(deltas))
+        try:
+            # A request that a replica refuses fails here, while it can still be answered with its own status. One that
+            # waits longer gets its status now, and comments until its turn comes.
+            await unless_disconnected(request.receive, asyncio.wait((first,), timeout=self._keep_alive_s))
+            if first.done():
+                first.result()
+        except BaseException:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+            raise
+        # Made here, on the loop whose load it measures.
+        self._pacer = self._pacer or Pacer()
+        return EventStreamResponse(write_events(first, deltas, writer), self._keep_alive_s, self._pacer)
+
     def _too_large(self) -> BodyTooLargeError:
         return BodyTooLargeError(f"the request body exceeds {self._max_body_bytes} bytes", code="request_too_large")
-
-
-async def _respond(request: Request, generation: Generation, writer: ResponseFormat, *, stream: bool) -> Response:
-    deltas = generation.deltas()
-    if not stream:
-        choices = await unless_disconnected(request.receive, _collect(generation, deltas))
-        return JSONResponse(writer.whole(choices))
-    # A request that a replica refuses fails here, while it can still be answered with its own status.
-    first = await unless_disconnected(request.receive, anext(deltas))
-    return EventStreamResponse(write_events(first, deltas, writer))
 
 
 async def _collect(generation: Generation, deltas: AsyncGenerator[list[ChoiceDelta], None]) -> list[ChoiceDelta]:
@@ -159,14 +179,15 @@ async def _collect(generation: Generation, deltas: AsyncGenerator[list[ChoiceDel
     return choices
 
 
-def _model_object(name: str, model: ServedModel) -> dict[str, Any]:
+def _model_object(listed: ListedName) -> dict[str, Any]:
     return {
-        "id": name,
+        "id": listed.name,
         "object": "model",
-        "created": model.created,
+        "created": max(model.created for model in listed.models),
         "owned_by": "quire",
-        "root": model.id,
-        "max_model_len": model.max_model_len,
+        # A split's requests go to several models, so that its root is itself and its limit is what all can take.
+        "root": listed.models[0].id if len(listed.models) == 1 else listed.name,
+        "max_model_len": min(model.max_model_len for model in listed.models),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol, TypeVar
 
@@ -14,11 +14,14 @@ from starlette.types import Receive, Scope, Send
 
 from app.ingress.errors import ClientDisconnectedError, error_event
 from app.ingress.generation import ChoiceDelta, Generation
+from app.ingress.pacing import Pacer
 from engine.errors import QuireError
 
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+# Clients skip comments; what lies between sees that the stream lives.
+KEEP_ALIVE = b": keep-alive\n\n"
 T = TypeVar("T")
 
 # One encoder for all: `json.dumps` with options builds a new one each call.
@@ -76,12 +79,12 @@ class Envelope:
 
 
 async def write_events(
-    first: list[ChoiceDelta], rest: AsyncGenerator[list[ChoiceDelta], None], writer: EventWriter
+    first: Awaitable[list[ChoiceDelta]], rest: AsyncGenerator[list[ChoiceDelta], None], writer: EventWriter
 ) -> AsyncGenerator[bytes, None]:
     """Yield a stream's events, several in one piece where they came together; an error is the last event."""
     async with aclosing(rest):
         try:
-            yield writer.start() + b"".join(map(writer.write, first))
+            yield writer.start() + b"".join(map(writer.write, await first))
             async for deltas in rest:
                 yield b"".join(map(writer.write, deltas))
             yield writer.usage() + DONE
@@ -96,14 +99,21 @@ class EventStreamResponse(Response):
     """Streams events until they end or the client goes away; then the generator is closed at once.
 
     Starlette's StreamingResponse relies on `send` failing for a client that has gone; behind Serve it never does.
+
+    Args:
+        keep_alive_s: a comment goes out whenever this long has passed without an event.
+        pacer: says how long to hold what comes after an event.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive_s: float, pacer: Pacer) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._keep_alive_s = keep_alive_s
+        self._pacer = pacer
+        self._num_sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
         await unless_disconnected(receive, self._stream(send))
@@ -111,9 +121,24 @@ class EventStreamResponse(Response):
     async def _stream(self, send: Send) -> None:
         async with aclosing(self._events) as events:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+            comments = asyncio.create_task(self._keep_alive(send))
+            try:
+                async for event in events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    self._num_sent += 1
+                    if hold_s := self._pacer.hold_s():
+                        await asyncio.sleep(hold_s)
+            finally:
+                comments.cancel()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Beside the events, so that none of them costs a timer: looks whether any has gone out since the last look."""
+        while True:
+            seen = self._num_sent
+            await asyncio.sleep(self._keep_alive_s)
+            if self._num_sent == seen:
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

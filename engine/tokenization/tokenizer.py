@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -74,6 +75,12 @@ class Tokenizer:
             )
             config["chat_template"] = named or source
         (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
+
+    def with_chat_template(self, source: str | Mapping[str, str]) -> Tokenizer:
+        """The same tokenizer with another chat template, or with its first. Raises ModelLoadError."""
+        other = copy.copy(self)
+        other._chat_template = ChatTemplate(source, self.special_tokens)
+        return other
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids; `add_special_tokens` puts what the model expects around a text, often a leading BOS.

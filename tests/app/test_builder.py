@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,20 @@ from engine.errors import ConfigError
 with warnings.catch_warnings():
     # Ray's modules warn of their own use of pydantic when they are imported.
     warnings.simplefilter("ignore")
+    from ray.serve import Application
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
     from ray.serve._private.build_app import BuiltApplication, build_app
     from ray.serve.schema import ServeDeploySchema
 
-    from app.builder import build, deployment_names, engine_max_ongoing_requests
+    from app import builder as app_builder
+    from app.builder import build, build_ingress, build_model, deployment_names, engine_max_ongoing_requests
 
 CONFIGS = Path(__file__).parents[2] / "serve_configs"
 
 
-def built(args: dict[str, Any]) -> BuiltApplication:
+def built(args: dict[str, Any], builder: Callable[[Any], Application] = build) -> BuiltApplication:
     # As Serve does with a config's `args`.
-    return build_app(call_user_app_builder_with_args_if_necessary(build, args), name="quire")  # type: ignore[arg-type]
+    return build_app(call_user_app_builder_with_args_if_necessary(builder, args), name="quire")  # type: ignore[arg-type]
 
 
 def model(identifier: str, **fields: Any) -> dict[str, Any]:
@@ -97,16 +100,33 @@ def test_configured_threads_reach_openmp() -> None:
 def test_keys_and_aliases_change_without_a_restart() -> None:
     before = deployments(built({"models": [model("a")]}))["Ingress"]
     after = deployments(built({"models": [model("a", aliases=["z"])], "ingress": {"api_keys": ["k"]}}))["Ingress"]
-    assert after._deployment_config.user_config == {"aliases": {"z": "a"}, "api_keys": ["k"]}
+    config = after._deployment_config.user_config
+    assert (config["aliases"], config["api_keys"]) == ({"z": "a"}, ["k"])
     assert before.init_args[:2] == after.init_args[:2]
+
+
+def test_splits_reach_the_ingress_by_user_config() -> None:
+    ingress = deployments(built({"models": [model("a"), model("b")], "splits": {"s": {"a": 3, "b": 1}}}))["Ingress"]
+    assert ingress._deployment_config.user_config["splits"] == {"s": {"a": 3.0, "b": 1.0}}
+
+
+def test_an_application_for_each_model_and_one_for_the_ingress() -> None:
+    engine = built({"model": model("org/a", deployment={"num_replicas": 2})}, build_model)
+    assert engine.ingress_deployment_name == "engine-org-a", "where the ingress's handle looks for it"
+    assert deployments(engine)["engine-org-a"].num_replicas == 2
+    ingress = built({"ingress": {"num_replicas": 3}}, build_ingress)
+    assert set(deployments(ingress)) == {"Ingress"}
+    assert deployments(ingress)["Ingress"].num_replicas == 3
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_in_the_repository_builds(path: Path) -> None:
     schema = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
     assert schema.http_options.host == "127.0.0.1"
+    num_cpus = 0.0
     for application in schema.applications:
-        assert application.import_path == "app.builder:build"
-        app = built(application.args)
-        replicas = deployments(app).values()
-        assert sum(d.num_replicas * d.ray_actor_options["num_cpus"] for d in replicas) <= 2, "runs on two cores"
+        module, _, name = application.import_path.partition(":")
+        assert module == "app.builder"
+        app = built(application.args, getattr(app_builder, name))
+        num_cpus += sum(d.num_replicas * d.ray_actor_options["num_cpus"] for d in deployments(app).values())
+    assert num_cpus <= 2, "runs on two cores"

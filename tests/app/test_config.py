@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.config import AppArgs, IngressUserConfig, ModelArgs
+from app.config import AppArgs, IngressUserConfig, ModelAppArgs, ModelArgs
 from engine.errors import ConfigError
 
 
@@ -50,6 +50,13 @@ def test_defaults() -> None:
         (args(model(deployment={"ray_actor_options": {"num_cpu": 1}})), "ray_actor_options.num_cpu: unknown key"),
         (args(ingress={"api_keys": [" x"]}), "args.ingress.api_keys: keys must not"),
         (args(ingress={"max_body_bytes": 0}), "args.ingress.max_body_bytes"),
+        (args(ingress={"proxy": "nginx"}), "args.ingress.proxy: Input should be 'serve' or 'haproxy'"),
+        (args(ingress={"keep_alive_s": 0}), "args.ingress.keep_alive_s"),
+        (args(splits={"s": {}}), "args.splits: s: no model to go to"),
+        (args(splits={"s": {"m": 0}}), "args.splits: s.m=0.0 must be above 0"),
+        (args(splits={"s": {"n": 1}}), "splits.s: 'n' is not the id of a model"),
+        (args(splits={"m": {"m": 1}}), "the model name 'm' is given twice"),
+        (args(splits={"a b": {"m": 1}}), "args.splits: 'a b' must begin"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(wrong: dict[str, Any], message: str) -> None:
@@ -85,6 +92,24 @@ def test_engine_options_become_an_engine_config() -> None:
     assert (config.block_size, config.max_num_seqs) == (32, 3)
 
 
-def test_user_config_refuses_unknown_keys() -> None:
-    with pytest.raises(ValidationError, match="extra"):
-        IngressUserConfig.model_validate({"alias": {}})
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"alias": {}}, "user_config.alias: unknown key"),
+        ({"models": [{"id": "a", "source": "x"}]}, "user_config.models[0].application"),
+        ({"models": [{"id": "a", "source": "x", "application": "y"}] * 2}, "the model name 'a' is given twice"),
+        ({"aliases": {"a b": "c"}}, "user_config.aliases: 'a b' must begin"),
+        ({"splits": {"s": {"a": -1}}}, "user_config.splits: s.a=-1.0 must be above 0"),
+    ],
+)
+def test_a_wrong_user_config_is_named(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        IngressUserConfig.from_dict(wrong, "user_config")
+    assert message in str(caught.value)
+
+
+def test_a_model_of_its_own_application_has_no_names_to_give() -> None:
+    parsed = ModelAppArgs.from_dict({"model": model()})
+    assert [entry.id for entry in parsed.models] == ["m"]
+    with pytest.raises(ConfigError, match=r"model.aliases: give them in the user_config of the ingress"):
+        ModelAppArgs.from_dict({"model": model(aliases=["z"])})

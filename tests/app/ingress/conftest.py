@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 import httpx2
 import pytest
 
-from app.ingress.app import HttpSettings, build_asgi_app
+from app.ingress.app import build_asgi_app
 from app.ingress.models import ModelRegistry, ServedModel
+from app.ingress.settings import HttpSettings
 from engine.loading import open_checkpoint
 from engine.tokenization import Tokenizer
 from tests.app.ingress.doubles import ScriptedClient, http_client

@@ -1,6 +1,8 @@
-"""ModelRegistry: names, aliases, and what cannot be."""
+"""ModelRegistry: ids, aliases, splits, and what cannot be."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import pytest
 
@@ -19,18 +21,51 @@ def registry(tokenizer: Tokenizer) -> ModelRegistry:
 def test_models_are_found_by_id_and_alias(registry: ModelRegistry) -> None:
     assert registry.get("b").id == "b"
     assert registry.get("one").id == "a"
-    assert [name for name, _ in registry.names()] == ["a", "b", "one"]
+    assert [listed.name for listed in registry.names()] == ["a", "b", "one"]
 
 
 def test_new_aliases_replace_the_old(registry: ModelRegistry) -> None:
-    registry.set_aliases({"two": "b"})
+    registry.replace(registry, {"two": "b"}, {})
     assert registry.get("two").id == "b"
     with pytest.raises(ModelNotFoundError, match="served: a, b, two"):
         registry.get("one")
 
 
-@pytest.mark.parametrize(("aliases", "why"), [({"a": "b"}, "is the id of a model"), ({"c": "d"}, "is not served")])
-def test_wrong_aliases_leave_the_old_in_place(registry: ModelRegistry, aliases: dict[str, str], why: str) -> None:
+@pytest.mark.parametrize(
+    ("aliases", "splits", "why"),
+    [
+        ({"a": "b"}, {}, "alias 'a' is the id of a model"),
+        ({"c": "d"}, {}, "alias 'c' points to 'd', which is not served"),
+        ({}, {"a": {"b": 1.0}}, "split 'a' is the id of a model"),
+        ({}, {"s": {"a": 1.0, "d": 1.0}}, "split 's' points to 'd', which is not served"),
+        ({"s": "a"}, {"s": {"a": 1.0}}, "'s' is an alias and a split"),
+    ],
+)
+def test_wrong_names_leave_the_old_in_place(
+    registry: ModelRegistry, aliases: dict[str, str], splits: dict[str, dict[str, float]], why: str
+) -> None:
     with pytest.raises(ConfigError, match=why):
-        registry.set_aliases(aliases)
+        registry.replace(registry, aliases, splits)
     assert registry.get("one").id == "a"
+
+
+def test_a_split_shares_requests_out_and_goes_on_where_it_was(registry: ModelRegistry) -> None:
+    splits = {"s": {"a": 3.0, "b": 1.0}}
+    registry.replace(registry, {}, splits)
+    first = [registry.get("s").id for _ in range(6)]
+    registry.replace(registry, {"new": "a"}, splits)
+    assert Counter(first + [registry.get("s").id for _ in range(2)]) == {"a": 6, "b": 2}, "its turn was lost"
+    assert [model.id for model in registry.named("s").models] == ["a", "b"]
+
+
+def test_a_split_says_which_version_answers_and_an_alias_does_not(registry: ModelRegistry) -> None:
+    registry.replace(registry, {"one": "a"}, {"s": {"b": 1.0}})
+    assert registry.answer_name("s", registry.get("s")) == "b"
+    assert registry.answer_name("one", registry.get("one")) == "one"
+
+
+def test_looking_a_split_up_uses_no_turn(registry: ModelRegistry) -> None:
+    registry.replace(registry, {}, {"s": {"a": 1.0, "b": 1.0}})
+    for _ in range(3):
+        registry.get_only("s")
+    assert [registry.get("s").id for _ in range(4)] == ["a", "b", "a", "b"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+
 import httpx2
 import pytest
 
-from app.ingress.app import HttpSettings, build_asgi_app
+from app.ingress.app import build_asgi_app
 from app.ingress.auth import ApiKeys
 from app.ingress.models import ModelRegistry, ServedModel
+from app.ingress.settings import HttpSettings
 from engine.tokenization import Tokenizer
 from tests.app.ingress.doubles import ScriptedClient, chat, http_client
 
@@ -27,6 +31,50 @@ async def test_models_and_aliases_are_listed(http: httpx2.AsyncClient) -> None:
 
 async def test_an_alias_answers_under_its_own_name(http: httpx2.AsyncClient) -> None:
     assert (await http.post("/v1/chat/completions", json=chat(model="small"))).json()["model"] == "small"
+
+
+async def test_an_alias_and_a_split_are_counted_right_over_a_thousand_requests(tokenizer: Tokenizer) -> None:
+    old, new = ScriptedClient(tokenizer, "old"), ScriptedClient(tokenizer, "new")
+    models = [ServedModel("v1", old, tokenizer, 512), ServedModel("v2", new, tokenizer, 512)]
+    registry = ModelRegistry(models, {"stable": "v1"}, {"chat": {"v1": 90, "v2": 10}})
+    async with http_client(build_asgi_app(registry)) as client:
+
+        async def ask(number: int) -> str:
+            name = "stable" if number % 5 == 0 else "chat"
+            response = await client.post("/v1/completions", json={"model": name, "prompt": [1], "max_tokens": 1})
+            return f"{name} {response.json()['model']}"
+
+        answered: Counter[str] = Counter()
+        for begin in range(0, 1250, 50):
+            answered.update(await asyncio.gather(*(ask(number) for number in range(begin, begin + 50))))
+        assert answered == {"stable stable": 250, "chat v1": 900, "chat v2": 100}
+        assert (len(old.requests), len(new.requests)) == (1150, 100)
+        listed = (await client.get("/v1/models")).json()["data"]
+        assert [(item["id"], item["root"]) for item in listed] == [
+            ("v1", "v1"),
+            ("v2", "v2"),
+            ("stable", "v1"),
+            ("chat", "chat"),
+        ]
+
+
+async def test_once_it_serves_one_ready_model_keeps_the_ingress_up(tokenizer: Tokenizer) -> None:
+    first, second = ScriptedClient(tokenizer, "x"), ScriptedClient(tokenizer, "x")
+    second.ready = False
+    registry = ModelRegistry([ServedModel("a", first, tokenizer, 512), ServedModel("b", second, tokenizer, 512)])
+    async with http_client(build_asgi_app(registry)) as client:
+
+        async def health() -> tuple[int, str]:
+            response = await client.get("/health")
+            return response.status_code, response.json()["status"]
+
+        assert await health() == (503, "unavailable"), "a start is complete when all models are there"
+        second.ready = True
+        assert await health() == (200, "ok")
+        second.ready = False
+        assert await health() == (200, "degraded")
+        first.ready = False
+        assert await health() == (503, "unavailable")
 
 
 async def test_the_checkpoints_limit_holds_until_a_replica_has_told_its_own(

@@ -1,10 +1,10 @@
-"""A client that goes away, and a task that Serve cancels: the model's generator is closed at once."""
+"""Streams: a client that goes away, a task that Serve cancels, a request that waits, an ingress that is busy."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import pytest
@@ -13,6 +13,12 @@ from starlette.types import Message
 
 from app.ingress.app import build_asgi_app
 from app.ingress.models import ModelRegistry, ServedModel
+from app.ingress.pacing import Pacer
+from app.ingress.request_journal import RequestJournal
+from app.ingress.settings import HttpSettings
+from engine.errors import EngineDeadError
+from engine.outputs import SequenceOutput
+from engine.request import EngineRequest
 from engine.tokenization import Tokenizer
 from tests.app.ingress.doubles import ScriptedClient, chat
 
@@ -51,6 +57,36 @@ class Connection:
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
+
+
+class Queued:
+    """A client whose tokens come whether or not they are read, as over a socket; what is unread is joined."""
+
+    def __init__(self, client: ScriptedClient) -> None:
+        self._client = client
+        self.wait_ready, self.state = client.wait_ready, client.state
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[SequenceOutput], None]:
+        journal = RequestJournal(request, 10_000)
+        feeding = asyncio.ensure_future(self._feed(journal, request))
+        finished = False
+        while not finished:
+            outputs = await journal.read()
+            finished = outputs[-1].request_finished
+            yield outputs
+        await feeding
+
+    async def _feed(self, journal: RequestJournal, request: EngineRequest) -> None:
+        async for outputs in self._client.generate(request):
+            for output in outputs:
+                journal.add(output)
+        journal.finish()
+
+
+def text_of(pieces: list[bytes]) -> str:
+    """The text of a chat stream's events."""
+    events = [json.loads(line[6:]) for line in b"".join(pieces).split(b"\n") if line.startswith(b"data: {")]
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in events)
 
 
 @pytest.fixture
@@ -112,3 +148,51 @@ async def test_a_finished_stream_is_not_aborted(tokenizer: Tokenizer) -> None:
     await asyncio.wait_for(connection.task, 5.0)
     assert client.closed == 0
     assert connection.sent[-1] == {"type": "http.response.body", "body": b"", "more_body": False}
+
+
+async def test_a_request_that_waits_gets_comments(tokenizer: Tokenizer) -> None:
+    client = ScriptedClient(tokenizer, "done", step_s=60.0)
+    app = build_asgi_app(ModelRegistry([ServedModel("tiny", client, tokenizer, 512)]), HttpSettings(keep_alive_s=0.02))
+    connection = Connection(app, chat(stream=True))
+    await until(lambda: len(connection.sent) >= 4)
+    assert connection.sent[0]["type"] == "http.response.start"
+    assert connection.sent[0]["status"] == 200
+    assert {message["body"] for message in connection.sent[1:]} == {b": keep-alive\n\n"}
+    connection.hang_up()
+    await asyncio.wait_for(connection.task, 1.0)
+    assert client.closed == 1, "a client that leaves while it waits ends its request"
+
+
+async def test_a_stream_with_news_gets_no_comments(tokenizer: Tokenizer) -> None:
+    client = ScriptedClient(tokenizer, "word " * 40, step_s=0.005)
+    app = build_asgi_app(ModelRegistry([ServedModel("tiny", client, tokenizer, 512)]), HttpSettings(keep_alive_s=0.1))
+    connection = Connection(app, chat(stream=True))
+    await asyncio.wait_for(connection.task, 10.0)
+    assert not [message for message in connection.sent if message.get("body", b"").startswith(b":")]
+
+
+async def test_a_failure_after_the_comments_have_begun_is_the_last_event(tokenizer: Tokenizer) -> None:
+    client = ScriptedClient(tokenizer, "done", step_s=0.05)
+    client.failure = (1, EngineDeadError("no replica is left"))
+    app = build_asgi_app(ModelRegistry([ServedModel("tiny", client, tokenizer, 512)]), HttpSettings(keep_alive_s=0.01))
+    connection = Connection(app, chat(stream=True))
+    await asyncio.wait_for(connection.task, 5.0)
+    bodies = [message["body"] for message in connection.sent if message.get("body")]
+    assert bodies[0] == b": keep-alive\n\n"
+    assert b"no replica is left" in bodies[-1]
+
+
+async def test_a_busy_ingress_sends_fewer_pieces_and_no_token_less(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def pieces(hold_s: float) -> list[bytes]:
+        monkeypatch.setattr(Pacer, "hold_s", lambda _: hold_s)
+        client = ScriptedClient(tokenizer, "word " * 60, step_s=0.002)
+        app = build_asgi_app(ModelRegistry([ServedModel("tiny", Queued(client), tokenizer, 512)]))
+        connection = Connection(app, chat(stream=True, max_tokens=60))
+        await asyncio.wait_for(connection.task, 10.0)
+        return [message["body"] for message in connection.sent if message.get("body")]
+
+    at_once, held = await pieces(0.0), await pieces(0.05)
+    assert text_of(held) == text_of(at_once) != ""
+    assert len(held) < len(at_once) / 2

@@ -1,0 +1,45 @@
+"""The environment that Ray is started in: what Ray and Serve read once, when their processes start.
+
+A config cannot say any of it. `python -m app serve` sets it for the Ray that it starts; for a cluster of its own,
+`python -m app environment CONFIG` prints it, to be exported before `ray start` on every node.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+
+from app.cli.config_file import LoadedConfig
+from app.ingress.proxy_check import VARIABLE as HAPROXY_VARIABLE
+
+# Ray's own work beside the requests: as it comes, a tenth of a core on each node, which a machine of two cores misses.
+_ALWAYS: Mapping[str, str] = {
+    # Nothing is reported to anyone.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Serve's control loop compares what is with what should be; ten times a second is for clusters of thousands.
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Ray's own metrics are gathered from all processes; ten times a second for those of requests, by default.
+    "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+    "RAY_metrics_report_interval_ms": "30000",
+    # No record of each of Ray's own calls, which nobody looks at without the dashboard.
+    "RAY_task_events_report_interval_ms": "0",
+}
+
+
+def environment(config: LoadedConfig) -> dict[str, str]:
+    """Variables and values for a config."""
+    haproxy = {HAPROXY_VARIABLE: "1"} if config.haproxy else {}
+    return {**_ALWAYS, **haproxy}
+
+
+def apply_environment(config: LoadedConfig) -> None:
+    """Set what is not set yet, in this process, before Ray is imported: its processes inherit it."""
+    for name, value in environment(config).items():
+        os.environ.setdefault(name, value)
+
+
+def export_lines(config: LoadedConfig) -> Iterator[str]:
+    """The same as lines for a shell."""
+    for name, value in environment(config).items():
+        yield f"export {name}={shlex.quote(value)}"
