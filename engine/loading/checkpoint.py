@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from engine.loading.stored_tensor import ByteArray, StoredTensor
+from engine.loading.tensor_part import CheckpointTensor
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -41,12 +42,18 @@ class Checkpoint(ABC):
         """The checkpoint's tokenizer, or None if it has none."""
 
     @abstractmethod
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each weight once, on the CPU, under its Hugging Face name ("model.layers.0.self_attn.q_proj.weight").
+    def tensors(self) -> Iterator[tuple[str, CheckpointTensor]]:
+        """Each weight once, under its Hugging Face name ("model.layers.0.self_attn.q_proj.weight"). It can be read
+        until the next one is asked for.
 
         Tensors keep the floating type they are stored in; quantised ones come as float32. They may be views of a
         mapped file: copy them, do not write to them.
         """
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """As `tensors()`, each read whole."""
+        for name, tensor in self.tensors():
+            yield name, tensor.read(None)
 
     def stored_tensors(self) -> Iterator[StoredTensor]:
         """Each weight once, as its file holds it. Unlike `weights()`, needs no torch where a file has the bytes."""

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from engine.errors import ModelLoadError
 from engine.loading.checkpoint import Checkpoint
 from engine.loading.dummy_shapes import SHAPES
 from engine.loading.hf_config import read_hf_config
+from engine.loading.tensor_part import CheckpointTensor, TensorPart, cut
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -54,21 +55,31 @@ class DummyCheckpoint(Checkpoint):
 
         return None if self._path is None else tokenizer_from_hf_folder(self._path.parent)
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, CheckpointTensor]]:
         import torch
 
         dtype = getattr(torch, self._config.dtype)
         pool = torch.randn(_POOL_SIZE, generator=torch.Generator().manual_seed(_SEED)).to(dtype)
         for name, shape in self._weight_shapes.items():
-            if len(shape) == 1 and name.endswith(".weight"):  # a norm's
-                yield name, torch.full(shape, 1.0 - self._config.norm_weight_offset, dtype=dtype)
-                continue
-            num_elements = math.prod(shape)
-            digest = hashlib.sha256(name.encode()).digest()
-            start = int.from_bytes(digest[:8], "little") % _POOL_SIZE
-            repeats = -(-(start + num_elements) // _POOL_SIZE)
-            values = pool.repeat(repeats)[start : start + num_elements].view(shape)
-            yield name, values.mul_(0.02 if len(shape) == 1 else shape[-1] ** -0.5)
+            yield name, CheckpointTensor(shape, partial(self._read, pool, name, shape))
+
+    def _read(self, pool: torch.Tensor, name: str, shape: tuple[int, ...], part: TensorPart | None) -> torch.Tensor:
+        import torch
+
+        if part is not None and part.dim:
+            # A column at a time of whole rows would be slow; a few megabytes of them are not much.
+            rows_at_once = max(1, _POOL_SIZE // shape[1])
+            starts = range(0, shape[0], rows_at_once)
+            chunks = [TensorPart(0, (range(start, min(start + rows_at_once, shape[0])),)) for start in starts]
+            return torch.cat([cut(self._read(pool, name, shape, rows), part).clone() for rows in chunks])
+        if len(shape) == 1 and name.endswith(".weight"):  # a norm's
+            return torch.full(shape, 1.0 - self._config.norm_weight_offset, dtype=pool.dtype)
+        stretches = (range(shape[0]),) if part is None else part.stretches
+        width = math.prod(shape[1:])
+        first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+        scale = 0.02 if len(shape) == 1 else shape[-1] ** -0.5
+        values = [_stretch(pool, first + rows.start * width, len(rows) * width).mul_(scale) for rows in stretches]
+        return torch.cat(values).view(-1, *shape[1:]) if len(values) > 1 else values[0].view(-1, *shape[1:])
 
     @property
     def num_weight_bytes(self) -> int:
@@ -89,3 +100,9 @@ class DummyCheckpoint(Checkpoint):
 
         model = build_model(self._config, ReferenceBackend(), torch.float32, torch.device("meta"))
         return {name: target.shape for name, target in model.weight_targets().items()}
+
+
+def _stretch(pool: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """A new tensor: the pool from `start` on, over and over."""
+    start %= len(pool)
+    return pool.repeat(-(-(start + count) // len(pool)))[start : start + count].clone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from engine.loading.fingerprint import content_fingerprint
 from engine.loading.gguf_config import ROPE_FACTORS, hf_weight_name, read_gguf_config
 from engine.loading.gguf_reader import GGUFFile, GGUFTensor
 from engine.loading.stored_tensor import StoredTensor
+from engine.loading.tensor_part import CheckpointTensor, TensorPart
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -43,12 +44,31 @@ class GGUFCheckpoint(Checkpoint):
             return None
         return tokenizer_from_gguf(self._file.metadata, str(self.path))
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, CheckpointTensor]]:
+        for tensor, name, row_order in self._named_tensors():
+            yield name, CheckpointTensor(tensor.shape, partial(self._read, tensor, row_order))
+
+    def _read(self, tensor: GGUFTensor, row_order: Int32Array | None, part: TensorPart | None) -> torch.Tensor:
+        """Only the blocks that hold the part are decoded."""
+        import torch
+
         from engine.loading.gguf_dequantize import dequantize
 
-        for tensor, name, row_order in self._named_tensors():
-            weight = dequantize(self._file.data, tensor)
-            yield name, weight if row_order is None else weight[row_order]
+        if part is None:
+            part = TensorPart(0, (range(tensor.shape[0]),))
+        parts = []
+        for stretch in part.stretches:
+            if part.dim:
+                whole = dequantize(self._file.data, tensor, columns=stretch)
+                parts.append(whole if row_order is None else whole[row_order])
+            elif row_order is None:
+                parts.append(dequantize(self._file.data, tensor, rows=stretch))
+            else:  # heads, each of which holds its rows in another order
+                order = row_order[stretch.start : stretch.stop]
+                first = int(order.min())
+                rows = range(first, int(order.max()) + 1)
+                parts.append(dequantize(self._file.data, tensor, rows=rows)[order - first])
+        return parts[0] if len(parts) == 1 else torch.cat(parts, part.dim)
 
     def stored_tensors(self) -> Iterator[StoredTensor]:
         data = np.frombuffer(self._file.data, dtype=np.uint8)

@@ -7,32 +7,52 @@ returns their elements `[n, block_size]`; its first comment draws the block.
 
 from __future__ import annotations
 
-import math
 import mmap
 from collections.abc import Callable
 
 import torch
 
-from engine.loading.gguf_reader import GGUFTensor
+from engine.loading.gguf_reader import GGUFTensor, TensorType
 
 # Elements decoded at a time: intermediates stay in the second-level cache, which triples the speed.
 _CHUNK_ELEMENTS = 1 << 18
 
 
-def dequantize(data: mmap.mmap, tensor: GGUFTensor) -> torch.Tensor:
-    """The tensor as stored (F32, F16, BF16; a view of `data`) or decoded to float32."""
-    num_elements = math.prod(tensor.shape)
-    if tensor.type.name in _FLOATS:
-        dtype = _FLOATS[tensor.type.name]
-        return torch.frombuffer(data, dtype=dtype, count=num_elements, offset=tensor.start).view(tensor.shape)
-    raw = torch.frombuffer(data, dtype=torch.uint8, count=tensor.num_bytes, offset=tensor.start)
-    blocks = raw.view(-1, tensor.type.block_bytes)
-    decode = _DECODERS[tensor.type.name]
-    out = torch.empty(blocks.shape[0], tensor.type.block_size)
-    step = _CHUNK_ELEMENTS // tensor.type.block_size
+def dequantize(
+    data: mmap.mmap, tensor: GGUFTensor, rows: range | None = None, columns: range | None = None
+) -> torch.Tensor:
+    """The tensor as stored (F32, F16, BF16; a view of `data`) or decoded to float32; or some of its rows and columns.
+
+    Args:
+        rows: of the first dimension.
+        columns: of the last one of two.
+    """
+    kind, width = tensor.type, tensor.shape[-1]
+    rows, columns = rows or range(tensor.shape[0]), columns or range(width)
+    begin = tensor.num_bytes * rows.start // tensor.shape[0]
+    num_bytes = tensor.num_bytes * len(rows) // tensor.shape[0]
+    shape = (len(rows), *tensor.shape[1:])
+    if kind.name in _FLOATS:
+        count = num_bytes // kind.block_bytes
+        floats = torch.frombuffer(data, dtype=_FLOATS[kind.name], count=count, offset=tensor.start + begin).view(shape)
+        return floats if len(columns) == width else floats[..., columns.start : columns.stop]
+    raw = torch.frombuffer(data, dtype=torch.uint8, count=num_bytes, offset=tensor.start + begin)
+    blocks = raw.view(-1, width // kind.block_size, kind.block_bytes)
+    if len(columns) == width:
+        return _decode(blocks.view(-1, kind.block_bytes), kind).view(shape)
+    first, end = columns.start // kind.block_size, -(-columns.stop // kind.block_size)
+    values = _decode(blocks[:, first:end].reshape(-1, kind.block_bytes), kind).view(*shape[:-1], -1)
+    skipped = columns.start - first * kind.block_size
+    return values[..., skipped : skipped + len(columns)]
+
+
+def _decode(blocks: torch.Tensor, kind: TensorType) -> torch.Tensor:
+    decode = _DECODERS[kind.name]
+    out = torch.empty(blocks.shape[0], kind.block_size)
+    step = _CHUNK_ELEMENTS // kind.block_size
     for start in range(0, blocks.shape[0], step):
         out[start : start + step] = decode(blocks[start : start + step])
-    return out.view(tensor.shape)
+    return out
 
 
 def _half(blocks: torch.Tensor, start: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from engine.loading.config_reader import read_json
 from engine.loading.fingerprint import Span, content_fingerprint
 from engine.loading.hf_config import read_hf_config
 from engine.loading.stored_tensor import StoredTensor
+from engine.loading.tensor_part import CheckpointTensor, TensorPart
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -43,14 +44,16 @@ class SafetensorsCheckpoint(Checkpoint):
 
         return tokenizer_from_hf_folder(self.folder)
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def tensors(self) -> Iterator[tuple[str, CheckpointTensor]]:
         from safetensors import SafetensorError, safe_open
 
         for file in self._files:
+            entries = json.loads(file.header)
             try:
                 with safe_open(file.path, framework="pt") as tensors:
                     for span in file.spans:
-                        yield span.name, tensors.get_tensor(span.name)
+                        shape = tuple(entries[span.name]["shape"])
+                        yield span.name, CheckpointTensor(shape, partial(_read, tensors, span.name))
             except (SafetensorError, OSError) as error:
                 raise ModelLoadError(f"{file.path}: {error}") from error
 
@@ -110,6 +113,17 @@ class SafetensorsCheckpoint(Checkpoint):
                 f"loaded; convert them to safetensors"
             )
         raise ModelLoadError(f"{self.folder}: no .safetensors file")
+
+
+def _read(tensors: Any, name: str, part: TensorPart | None) -> torch.Tensor:
+    """What is not asked for is not read."""
+    import torch
+
+    if part is None:
+        whole: torch.Tensor = tensors.get_tensor(name)
+        return whole
+    stored, before = tensors.get_slice(name), (slice(None),) * part.dim
+    return torch.cat([stored[(*before, slice(each.start, each.stop))] for each in part.stretches], part.dim)
 
 
 class SafetensorsFile(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from engine.errors import ModelLoadError, UnsupportedModelError
 from engine.kernels.reference import ReferenceBackend
 from engine.loading import Checkpoint, load_model, open_checkpoint
+from engine.loading.tensor_part import CheckpointTensor, cut
 from engine.model_config import ModelConfig
 from engine.tokenization import Tokenizer
 
@@ -28,8 +30,9 @@ class ListedCheckpoint(Checkpoint):
     def model_config(self) -> ModelConfig:
         return open_checkpoint("dummy:tiny").model_config()
 
-    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self._weights
+    def tensors(self) -> Iterator[tuple[str, CheckpointTensor]]:
+        for name, weight in self._weights:
+            yield name, CheckpointTensor(tuple(weight.shape), partial(cut, weight))
 
     def tokenizer(self) -> Tokenizer | None:
         return None

@@ -230,8 +230,8 @@ class _Changed(Checkpoint):
     def tokenizer(self) -> None:
         return None
 
-    def weights(self) -> Any:
-        return self._inner.weights()
+    def tensors(self) -> Any:
+        return self._inner.tensors()
 
     def stored_tensors(self) -> Any:
         tensors = {tensor.name: tensor for tensor in self._inner.stored_tensors()}
