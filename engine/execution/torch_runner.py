@@ -19,11 +19,23 @@ from engine.scheduling import SamplerOutput, ScheduledSequence, SchedulerOutput
 
 
 class TorchModelRunner:
-    """A ModelRunner over a CausalLM."""
+    """A ModelRunner over a CausalLM.
+
+    Args:
+        max_blocks: blocks of one sequence.
+        draws: whether tokens are drawn here: on one rank of several.
+    """
 
     def __init__(
-        self, model: CausalLM, cache: CacheEngine, model_config: ModelConfig, config: EngineConfig, max_blocks: int
+        self,
+        model: CausalLM,
+        cache: CacheEngine,
+        model_config: ModelConfig,
+        config: EngineConfig,
+        max_blocks: int,
+        draws: bool = True,
     ) -> None:
+        self._draws = draws
         self._model = model
         self._cache = cache
         self._sampler = Sampler(model_config.eos_token_ids)
@@ -46,6 +58,8 @@ class TorchModelRunner:
         if not requests:
             return SamplerOutput()
         logits = self._model.compute_logits(hidden[torch.tensor(batch_rows, device=hidden.device)])
+        if not self._draws:
+            return SamplerOutput()
         return self._sampler.sample(logits.cpu().numpy(), requests, logits_rows)
 
     @torch.inference_mode()

@@ -16,6 +16,9 @@ from engine.execution.worker import Worker
 from engine.kernels import select_backend
 from engine.loading import Checkpoint, load_model
 from engine.model_config import ModelConfig
+from engine.parallel import ALONE, TensorParallelGroup
+from engine.parallel.rank import Rank
+from engine.parallel.torch_communicator import TorchCommunicator
 from engine.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -25,9 +28,14 @@ class TorchWorker(Worker):
     """A model in torch: on a GPU, and on a CPU as the reference."""
 
     def __init__(
-        self, checkpoint: Checkpoint, model_config: ModelConfig, config: EngineConfig, progress: Progress | None = None
+        self,
+        checkpoint: Checkpoint,
+        model_config: ModelConfig,
+        config: EngineConfig,
+        progress: Progress | None = None,
+        parallel: TensorParallelGroup = ALONE,
     ) -> None:
-        super().__init__(model_config, config)
+        super().__init__(model_config, config, parallel)
         if config.quantization not in ("auto", "none"):
             raise ConfigError(f"quantization={config.quantization!r} needs the native CPU engine")
         if config.kv_cache_dtype == "int8":
@@ -35,9 +43,10 @@ class TorchWorker(Worker):
         self._device = platform.resolve_device(config.device)
         self._dtype = platform.resolve_dtype(config.dtype, self._device)
         self._kv_dtype = self._dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
-        num_threads = config.num_threads or max(1, num_available_cores() - 1)
+        num_threads = config.num_threads or max(1, num_available_cores() // parallel.num_local_ranks - 1)
         torch.set_num_threads(num_threads)
         self._kernels = select_backend(config.kernels, self._device.type, num_threads)
+        self._communicator = TorchCommunicator(parallel, self._device) if parallel.is_parallel else None
         self._model = load_model(
             checkpoint,
             model_config,
@@ -45,16 +54,22 @@ class TorchWorker(Worker):
             self._dtype,
             self._device,
             (lambda done, total: progress("loading weights", done, total)) if progress else None,
+            Rank(self._shard, self._communicator),
         )
 
+    def abort(self) -> None:
+        if self._communicator is not None:
+            self._communicator.abort()
+
     def block_bytes(self) -> int:
-        return CacheEngine.block_bytes(self._model_config, self._config.block_size, self._kv_dtype)
+        return CacheEngine.block_bytes(self._shard_config, self._config.block_size, self._kv_dtype)
 
     def kv_cache_budget(self) -> int:
-        return platform.kv_cache_budget(self._device, self._config.gpu_memory_utilization)
+        budget = platform.kv_cache_budget(self._device, self._config.gpu_memory_utilization)
+        return budget if self._device.type == "cuda" else budget // self._parallel.num_local_ranks
 
     def build_cache(self, cache_config: CacheConfig, max_model_len: int) -> None:
-        cache = CacheEngine(self._model_config, cache_config, self._kv_dtype, self._device, self._kernels)
+        cache = CacheEngine(self._shard_config, cache_config, self._kv_dtype, self._device, self._kernels)
         logger.info(
             "KV cache: %d blocks of %d tokens, %.2f GiB, %s on %s, kernels: %s",
             cache_config.num_blocks,
@@ -67,4 +82,6 @@ class TorchWorker(Worker):
         if cache_config.num_swap_blocks:
             self.swap_cost = cache.measure_swap_cost()
         max_blocks = cache_config.blocks_for(max_model_len)
-        self._runner = TorchModelRunner(self._model, cache, self._model_config, self._config, max_blocks)
+        self._runner = TorchModelRunner(
+            self._model, cache, self._model_config, self._config, max_blocks, draws=self._parallel.rank == 0
+        )

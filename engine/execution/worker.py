@@ -28,9 +28,12 @@ class Worker(ABC):
         swap_cost: what swapping costs here, measured by build_cache() if there is a swap pool.
     """
 
-    def __init__(self, model_config: ModelConfig, config: EngineConfig) -> None:
+    def __init__(self, model_config: ModelConfig, config: EngineConfig, parallel: TensorParallelGroup = ALONE) -> None:
         self._model_config = model_config
         self._config = config
+        self._parallel = parallel
+        self._shard = split_decoder(model_config, parallel.world_size)[parallel.rank]
+        self._shard_config = self._shard.config(model_config)
         self._runner: ModelRunner | None = None
         self.swap_cost: SwapCost | None = None
 
@@ -51,7 +54,7 @@ class Worker(ABC):
         most = longest if self._config.reservation == "paged" else run_size(longest)
         return min(affordable, self._config.max_num_seqs * most)
 
-    def abort(self) -> None:
+    def abort(self) -> None:  # noqa: B027  # a rank alone waits for nobody
         """Make all ranks leave a collective that they wait in, now and from now on, with a CommunicatorError. Any
         thread may call it: when another rank is known to be lost, and before this one is let go of."""
 
@@ -96,26 +99,21 @@ def create_worker(
             f"tensor_parallel_size={config.tensor_parallel_size}, but the worker's group has "
             f"world_size={parallel.world_size}"
         )
-    if parallel.is_parallel:
-        split_decoder(model_config, parallel.world_size)
-        raise ConfigError(
-            f"tensor_parallel_size={config.tensor_parallel_size} is not supported by this build's workers"
-        )
-    if _runs_natively(config):
+    if _runs_natively(config, parallel):
         from engine.execution.native_worker import NativeWorker
 
-        return NativeWorker(checkpoint, model_config, config, progress)
+        return NativeWorker(checkpoint, model_config, config, progress, parallel)
     from engine.execution.torch_worker import TorchWorker
 
-    return TorchWorker(checkpoint, model_config, config, progress)
+    return TorchWorker(checkpoint, model_config, config, progress, parallel)
 
 
-def _runs_natively(config: EngineConfig) -> bool:
+def _runs_natively(config: EngineConfig, parallel: TensorParallelGroup) -> bool:
     if config.kernels == "native":
         if config.device == "cuda":
             raise ConfigError("kernels='native' cannot run on device='cuda'")
         return True
-    if config.kernels != "auto" or config.device == "cuda":
+    if config.kernels != "auto" or config.device == "cuda" or not parallel.on_one_node:
         return False
     if config.device == "auto" and may_have_gpu():
         from engine.execution.platform import resolve_device

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from engine.loading.tensor_part import TensorPart
+
 
 class WeightTarget(NamedTuple):
     """The place of one checkpoint tensor in the model.
@@ -14,12 +16,22 @@ class WeightTarget(NamedTuple):
     Attributes:
         shape: shape of the whole tensor in the checkpoint.
         load: copies it, or this rank's part of it, to its place, converting type and device.
+        part: what is to be read of it; None is all.
     """
 
     shape: tuple[int, ...]
     load: Callable[[torch.Tensor], object]
+    part: TensorPart | None = None
 
     @classmethod
     def whole(cls, tensor: torch.Tensor) -> WeightTarget:
         """The checkpoint's tensor fills `tensor`, which may be a view."""
         return cls(tuple(tensor.shape), tensor.copy_)
+
+    @classmethod
+    def sharded(cls, tensor: torch.Tensor, size: int, dim: int, *stretches: range) -> WeightTarget:
+        """Stretches of dimension `dim` of the checkpoint's tensor, `size` there, fill `tensor`."""
+        part = TensorPart(dim, stretches)
+        shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])
+        assert part.shape(shape) == tuple(tensor.shape)
+        return cls(shape, tensor.copy_, part if stretches != (range(size),) else None)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from engine.kernels.backend import KernelBackend
     from engine.models import CausalLM
+    from engine.parallel.rank import Rank
 
 
 def load_model(
@@ -23,6 +24,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
+    rank: Rank | None = None,
 ) -> CausalLM:
     """Build the model that `config` describes and fill each weight exactly once.
 
@@ -30,28 +32,32 @@ def load_model(
         config: `checkpoint.model_config()`, perhaps with a smaller `max_position_embeddings`.
         dtype: type of all weights; stored ones are converted.
         progress: called with (bytes read so far, bytes in all) after each tensor.
+        rank: whose part is built and read; None is all.
 
     Raises:
         ModelLoadError: a tensor is missing, doubled, unknown or of another shape than the configuration says.
     """
     from engine.models import build_model  # here, so that reading a configuration does not import torch
 
-    model = build_model(config, kernels, dtype, device)
+    model = build_model(config, kernels, dtype, device, rank)
     targets = model.weight_targets()
     shapes = {name: target.shape for name, target in targets.items()}
-    num_bytes, total = 0, checkpoint.num_weight_bytes
+    num_bytes, total = 0.0, checkpoint.num_weight_bytes
     matched = match_tensors(
         checkpoint.source,
         config.architecture,
-        checkpoint.weights(),
+        checkpoint.tensors(),
         shapes,
         model.unused_weights,
         model.base_model_prefix,
     )
     for name, tensor in matched:
         if tensor is not None:
-            num_bytes += tensor.nbytes
-            targets[name].load(tensor)
+            target = targets[name]
+            values = tensor.read(target.part)
+            # Of a part, as much as of the whole that it stands for.
+            num_bytes += values.nbytes / (target.part.share(target.shape) if target.part else 1.0)
+            target.load(values)
         if progress is not None:
-            progress(num_bytes, total)
+            progress(round(num_bytes), total)
     return model

@@ -28,7 +28,7 @@ class CausalLM(Protocol):
 
         Args:
             input_ids: int64 `[T]`, the batch's tokens, sequence after sequence.
-            kv_pool: `[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]`.
+            kv_pool: `[num_blocks, num_layers, 2, num_kv_heads, block_size, head_dim]`, of this rank's KV heads.
         """
         ...
 

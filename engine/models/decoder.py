@@ -14,9 +14,7 @@ import torch
 
 from engine.kernels.backend import AttentionMetadata, KernelBackend
 from engine.layers import (
-    Embedding,
     Linear,
-    LMHead,
     PositionEmbedding,
     RMSNorm,
     WeightTarget,
@@ -26,6 +24,9 @@ from engine.layers import (
 )
 from engine.loading.weight_names import WeightNames
 from engine.model_config import ModelConfig
+from engine.parallel.embedding import ParallelLMHead, VocabParallelEmbedding
+from engine.parallel.linear import ColumnParallelLinear, Projection, RowParallelLinear
+from engine.parallel.rank import Rank
 
 
 class Attention:
@@ -43,14 +44,24 @@ class Attention:
         kernels: KernelBackend,
         dtype: torch.dtype,
         device: torch.device,
+        rank: Rank,
     ) -> None:
         self.head_dim = config.head_dim
         self.scale = config.attention_scale
         self.sliding_window = config.window(layer)
-        self._head_counts = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        widths = [count * config.head_dim for count in self._head_counts]
-        self.qkv_proj = Linear(config.hidden_size, widths, config.attention_bias, kernels, dtype, device)
-        self.o_proj = Linear(widths[0], [config.hidden_size], config.attention_out_bias, kernels, dtype, device)
+        query, kv = (
+            Projection(count * config.head_dim, range(own.start * config.head_dim, own.stop * config.head_dim))
+            for count, own in (
+                (config.num_heads, rank.shard.query_heads),
+                (config.num_kv_heads, rank.shard.kv_heads),
+            )
+        )
+        self._head_counts = [len(part.own) // config.head_dim for part in (query, kv, kv)]
+        hidden = config.hidden_size
+        self.qkv_proj = ColumnParallelLinear(hidden, [query, kv, kv], config.attention_bias, kernels, dtype, device)
+        self.o_proj = RowParallelLinear(
+            *query, hidden, config.attention_out_bias, kernels, dtype, device, rank.communicator
+        )
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
         if config.qk_norm:
@@ -85,11 +96,13 @@ class Attention:
 class MLP:
     """`down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))`."""
 
-    def __init__(self, config: ModelConfig, kernels: KernelBackend, dtype: torch.dtype, device: torch.device) -> None:
-        inner = config.intermediate_size
-        widths = [inner, inner] if config.gated_mlp else [inner]
-        self.in_proj = Linear(config.hidden_size, widths, config.mlp_bias, kernels, dtype, device)
-        self.out_proj = Linear(inner, [config.hidden_size], config.mlp_bias, kernels, dtype, device)
+    def __init__(
+        self, config: ModelConfig, kernels: KernelBackend, dtype: torch.dtype, device: torch.device, rank: Rank
+    ) -> None:
+        hidden, inner = config.hidden_size, Projection(config.intermediate_size, rank.shard.mlp)
+        projections = [inner, inner] if config.gated_mlp else [inner]
+        self.in_proj = ColumnParallelLinear(hidden, projections, config.mlp_bias, kernels, dtype, device)
+        self.out_proj = RowParallelLinear(*inner, hidden, config.mlp_bias, kernels, dtype, device, rank.communicator)
         self._activation = build_activation(config, kernels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,11 +126,12 @@ class DecoderLayer:
         kernels: KernelBackend,
         dtype: torch.dtype,
         device: torch.device,
+        rank: Rank,
     ) -> None:
         self.attention_norm = build_norm(config, kernels, dtype, device)
-        self.self_attn = Attention(config, layer, cos_sin, kernels, dtype, device)
+        self.self_attn = Attention(config, layer, cos_sin, kernels, dtype, device, rank)
         self.mlp_norm = build_norm(config, kernels, dtype, device)
-        self.mlp = MLP(config, kernels, dtype, device)
+        self.mlp = MLP(config, kernels, dtype, device, rank)
         self.attention_out_norm, self.mlp_out_norm = (
             build_norm(config, kernels, dtype, device) if config.norm_placement == "sandwich" else None
             for _ in range(2)
@@ -159,7 +173,7 @@ class DecoderLayer:
 
 
 class Decoder:
-    """The whole model; see `CausalLM` for shapes."""
+    """The whole model, or one rank's part of it; see `CausalLM` for shapes."""
 
     def __init__(
         self,
@@ -168,12 +182,14 @@ class Decoder:
         kernels: KernelBackend,
         dtype: torch.dtype,
         device: torch.device,
+        rank: Rank | None = None,
     ) -> None:
+        rank = rank or Rank.alone(config)
         self.config = config
         self.base_model_prefix = names.base_model_prefix
         self._names = names
         hidden, embedding = config.hidden_size, config.embedding_size
-        self.embed_tokens = Embedding(config.vocab_size, embedding, dtype, device)
+        self.embed_tokens = VocabParallelEmbedding(config.vocab_size, embedding, dtype, device, rank)
         self.project_in: Linear | None = None
         self.project_out: Linear | None = None
         if embedding != hidden:
@@ -193,12 +209,12 @@ class Decoder:
                 config.max_position_embeddings, config.position_offset, hidden, dtype, device
             )
         self.layers = [
-            DecoderLayer(config, i, local_cos_sin if config.is_local(i) else cos_sin, kernels, dtype, device)
+            DecoderLayer(config, i, local_cos_sin if config.is_local(i) else cos_sin, kernels, dtype, device, rank)
             for i in range(config.num_layers)
         ]
         self.norm = build_norm(config, kernels, dtype, device) if config.final_norm else None
         tied_to = self.embed_tokens if config.tie_word_embeddings else None
-        self.lm_head = LMHead(config.vocab_size, embedding, kernels, dtype, device, tied_to)
+        self.lm_head = ParallelLMHead(config.vocab_size, embedding, kernels, dtype, device, rank, tied_to)
         self._kv_pool: torch.Tensor | None = None
         self._caches: list[tuple[torch.Tensor, torch.Tensor]] = []
 

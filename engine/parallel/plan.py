@@ -3,8 +3,8 @@
 Query, key, value, gate and up are split by output columns, attention's and the MLP's output by input rows, so that a
 rank's heads and its part of the MLP need nothing of the others until their products are summed:
 
-    SmolLM2's 9 query heads, 3 for each of its KV heads, on 2 ranks      rank 0: 0–5, KV 0–1     rank 1: 6–8, KV 2
-    8 query heads, 4 for each of 2 KV heads, on 4 ranks                  0–1, KV 0    2–3, KV 0    4–5, KV 1    6–7, KV 1
+    SmolLM2's 9 query heads, 3 for each of its KV heads, on 2 ranks    0–5, KV 0–1   6–8, KV 2
+    4 query heads, 2 for each of 2 KV heads, on 4 ranks                0, KV 0   1, KV 0   2, KV 1   3, KV 1
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ class DecoderShard:
     Attributes:
         query_heads, kv_heads: heads, in the model's numbering. Ranks that share a KV head each hold all of it.
         mlp: columns of the MLP's inner width.
-        vocab: token ids whose rows of the embedding and of the head are here.
-        vocab_padded: rows of the largest rank's, which others pad theirs to where all must be equal.
+        vocabs: each rank's token ids, whose rows of the embedding and of the head it holds; see `vocab`.
     """
 
     rank: int
@@ -37,8 +36,17 @@ class DecoderShard:
     query_heads: range
     kv_heads: range
     mlp: range
-    vocab: range
-    vocab_padded: int
+    vocabs: tuple[range, ...]
+
+    @property
+    def vocab(self) -> range:
+        """This rank's token ids."""
+        return self.vocabs[self.rank]
+
+    @property
+    def vocab_padded(self) -> int:
+        """The size of the largest rank's vocabulary, which others pad theirs to where all must be equal."""
+        return max(map(len, self.vocabs))
 
     def config(self, model: ModelConfig) -> ModelConfig:
         """The model as this rank computes it between two sums: its heads and its part of the MLP."""
@@ -66,8 +74,7 @@ def split_decoder(config: ModelConfig, world_size: int) -> list[DecoderShard]:
     vocab = _split(config.vocab_size, world_size, VOCAB_UNIT) or _split(config.vocab_size, world_size, 1)
     if vocab is None:
         raise ConfigError(f"tensor_parallel_size={world_size} is more than vocab_size={config.vocab_size}")
-    padded = max(map(len, vocab))
-    return [DecoderShard(rank, world_size, *heads[rank], mlp[rank], vocab[rank], padded) for rank in range(world_size)]
+    return [DecoderShard(rank, world_size, *heads[rank], mlp[rank], tuple(vocab)) for rank in range(world_size)]
 
 
 def _split_heads(config: ModelConfig, world_size: int) -> list[tuple[range, range]]:
