@@ -71,10 +71,24 @@ int check_layer(const QuireDecoderParams& p, const QuireDecoderLayer& layer) {
     return check_range(kCreate, "sliding_window", layer.sliding_window, 0, INT32_MAX);
 }
 
+int check_vocab(const QuireDecoderParams& p) {
+    if (p.communicator == nullptr) return QUIRE_OK;
+    const int ranks = p.communicator->world_size();
+    QUIRE_CHECK(check_not_null(kCreate, "vocab_starts", p.vocab_starts));
+    QUIRE_CHECK(check_range(kCreate, "vocab_starts[0]", p.vocab_starts[0], 0, 0));
+    QUIRE_CHECK(check_range(kCreate, "vocab_starts of the end", p.vocab_starts[ranks], p.vocab_size, p.vocab_size));
+    for (int rank = 0; rank < ranks; ++rank) {
+        QUIRE_CHECK(check_range(kCreate, "vocab_starts", p.vocab_starts[rank + 1], p.vocab_starts[rank] + 1, p.vocab_size));
+    }
+    return QUIRE_OK;
+}
+
 int check_decoder(const QuireDecoderParams& p) {
     QUIRE_CHECK(check_shape(p));
-    QUIRE_CHECK(check_weight("embedding", p.embedding, p.vocab_size, p.embedding_dim, true));
-    QUIRE_CHECK(check_weight("head", p.head, p.vocab_size, p.embedding_dim, true));
+    QUIRE_CHECK(check_vocab(p));
+    const int32_t vocab_size = own_vocab(p).size();
+    QUIRE_CHECK(check_weight("embedding", p.embedding, vocab_size, p.embedding_dim, true));
+    QUIRE_CHECK(check_weight("head", p.head, vocab_size, p.embedding_dim, true));
     const bool projected = p.embedding_dim != p.hidden_size;
     QUIRE_CHECK(check_weight("project_in", p.project_in, p.hidden_size, p.embedding_dim, projected));
     QUIRE_CHECK(check_weight("project_out", p.project_out, p.embedding_dim, p.hidden_size, projected));
@@ -94,6 +108,10 @@ QuireDecoder* make_decoder(const QuireDecoderParams& p) {
     auto decoder = std::make_unique<QuireDecoder>();
     decoder->params = p;
     decoder->layers.assign(p.layers, p.layers + p.num_layers);
+    if (p.communicator != nullptr) {
+        decoder->vocab_starts.assign(p.vocab_starts, p.vocab_starts + p.communicator->world_size() + 1);
+        decoder->params.vocab_starts = decoder->vocab_starts.data();
+    }
     decoder->layout = {p.kv_type, p.head_dim, p.block_size, p.num_kv_heads, p.num_layers};
     for (QuireDecoderLayer& layer : decoder->layers) {
         for (QuireWeight* w : {&layer.query, &layer.key, &layer.value, &layer.attention_out, &layer.gate, &layer.up,
@@ -136,7 +154,8 @@ int check_step(const QuireDecoderParams& p, const QuireStepParams& step) {
     QUIRE_CHECK(check_range(kStep, "num_tokens", step.num_tokens, 1, 1 << 24));
     QUIRE_CHECK(check_range(kStep, "num_seqs", step.num_seqs, 1, step.num_tokens));
     QUIRE_CHECK(check_range(kStep, "max_blocks", step.max_blocks, 1, INT32_MAX));
-    QUIRE_CHECK(check_range(kStep, "num_samples", step.num_samples, 0, 1 << 24));
+    const bool draws = p.communicator == nullptr || p.communicator->rank() == 0;
+    QUIRE_CHECK(check_range(kStep, "num_samples", step.num_samples, 0, draws ? 1 << 24 : 0));
     QUIRE_CHECK(check_not_null(kStep, "token_ids", step.token_ids));
     QUIRE_CHECK(check_not_null(kStep, "query_start_loc", step.query_start_loc));
     QUIRE_CHECK(check_not_null(kStep, "seq_lens", step.seq_lens));
@@ -195,7 +214,7 @@ int quire_decoder_step(QuireDecoder* decoder, const QuireStepParams* params) {
     QUIRE_CHECK(check_header(kStep, params->size, params->abi_version, sizeof *params));
     QUIRE_CHECK(check_step(decoder->params, *params));
     try {
-        return run_step(decoder, *params) ? int{QUIRE_OK} : fail(QUIRE_OUT_OF_MEMORY, "%s: no memory for activations", kStep);
+        return run_step(decoder, *params);
     } catch (const std::bad_alloc&) {
         return fail(QUIRE_OUT_OF_MEMORY, "%s: no memory for the step", kStep);
     }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention_plan.h"
+#include "communicator.h"
 #include "decoder_kernels.h"
 #include "kv_layout.h"
 #include "packed.h"
@@ -56,12 +57,29 @@ struct Activations {
 
 inline int64_t padded_to_panel(int64_t n) { return num_panels(n) * kPanel; }
 
+// Token ids whose rows of the embedding and of the head a rank holds.
+struct VocabRange {
+    int32_t begin;
+    int32_t end;
+
+    int32_t size() const { return end - begin; }
+};
+
+inline VocabRange vocab_of(const QuireDecoderParams& p, int rank) {
+    return p.communicator == nullptr ? VocabRange{0, p.vocab_size} : VocabRange{p.vocab_starts[rank], p.vocab_starts[rank + 1]};
+}
+inline VocabRange own_vocab(const QuireDecoderParams& p) {
+    return vocab_of(p, p.communicator == nullptr ? 0 : p.communicator->rank());
+}
+
 }  // namespace quire
 
 struct QuireDecoder {
     QuireDecoderParams params;
     std::vector<QuireDecoderLayer> layers;
     quire::KVLayout layout;
+
+    std::vector<int32_t> vocab_starts;
 
     // Biases in full panels, which the weights above point to.
     std::vector<std::unique_ptr<std::vector<float>>> biases;
@@ -75,7 +93,7 @@ struct QuireDecoder {
     quire::Activations qkv;           // q, then k, then v, each in full panels
     quire::Activations attended;
     quire::Activations inner;         // of the MLP
-    quire::Activations branch;        // what attention or MLP adds to the residual, where it is normed first
+    quire::Activations branch;        // what attention or MLP adds to the residual, where it is summed or normed first
     quire::Activations embedded;      // [rows, embedding_dim]
-    quire::Buffer<float> logits;      // [samples, vocab_size in full panels]
+    quire::Buffer<float> logits;      // [samples, vocab_size in full panels], or this rank's part of the vocabulary
 };

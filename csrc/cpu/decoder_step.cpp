@@ -3,7 +3,8 @@
 //   norm, quantise | q, k, v | rotate, store K and V | attention, quantise | out, add
 //   norm, quantise | gate, up, activation, quantise | down, add
 //
-// with a barrier at each bar. Items are small and taken one by one, so that a thread whose core is taken away holds up
+// with a barrier at each bar. Under tensor parallelism each line's last product is summed over the ranks before it is
+// added; so are the embeddings, of which each rank has some, and rank 0 gathers the logits. Items are small and taken one by one, so that a thread whose core is taken away holds up
 // the others for one item only.
 #include "decoder_step.h"
 
@@ -13,6 +14,7 @@
 #include <atomic>
 
 #include "decoder.h"
+#include "error.h"
 #include "isa.h"
 #include "thread_pool.h"
 #include "unpack.h"
@@ -32,6 +34,8 @@ int64_t now() {
     return int64_t{time.tv_sec} * 1000000000 + time.tv_nsec;
 }
 
+int out_of_memory() { return fail(QUIRE_OUT_OF_MEMORY, "decoder_step: no memory for activations"); }
+
 bool is_quantized(const QuireWeight& w) {
     WeightFormat format{};
     return w.data != nullptr && format_of(w.type, &format) && format.quantized();
@@ -50,21 +54,21 @@ public:
     Step(QuireDecoder* decoder, const QuireStepParams& step)
         : d_(*decoder), p_(decoder->params), step_(step), kernels_(active_decoder_kernels()) {}
 
-    bool run() {
+    int run() {
         const int64_t began = now();
         mark_ = began;
-        if (!reserve()) return false;
+        if (!reserve()) return out_of_memory();
         place_rows();
-        embed();
+        QUIRE_CHECK(embed());
         for (int layer = 0; layer < p_.num_layers; ++layer) {
-            if (!attention_block(d_.layers[static_cast<size_t>(layer)], layer)) return false;
-            mlp_block(d_.layers[static_cast<size_t>(layer)]);
+            QUIRE_CHECK(attention_block(d_.layers[static_cast<size_t>(layer)], layer));
+            QUIRE_CHECK(mlp_block(d_.layers[static_cast<size_t>(layer)]));
         }
         spent(&QuireStepTimes::other);
-        if (!sample()) return false;
+        QUIRE_CHECK(sample());
         spent(&QuireStepTimes::head);
         if (step_.times != nullptr) step_.times->total += now() - began;
-        return true;
+        return QUIRE_OK;
     }
 
 private:
@@ -79,6 +83,15 @@ private:
         const int64_t time = now();
         step_.times->*phase += time - mark_;
         mark_ = time;
+    }
+
+    // Rows of a width in full vectors, summed over the ranks; what pads them is summed along.
+    int all_reduce(float* values, int64_t count, int64_t QuireStepTimes::*before) {
+        if (p_.communicator == nullptr) return QUIRE_OK;
+        spent(before);
+        QUIRE_CHECK(p_.communicator->all_reduce(values, count));
+        spent(&QuireStepTimes::communication);
+        return QUIRE_OK;
     }
 
     template <typename Body>
@@ -102,7 +115,7 @@ private:
                d_.qkv.reserve(tokens, padded_to_panel(query) + 2 * kv) && d_.attended.reserve(tokens, query) &&
                d_.inner.reserve(tokens, p_.intermediate_size) && d_.branch.reserve(tokens, hidden()) &&
                d_.embedded.reserve(more, widest) &&
-               d_.logits.reserve(int64_t{step_.num_logits_rows} * padded_to_panel(p_.vocab_size));
+               d_.logits.reserve(int64_t{step_.num_logits_rows} * logits_stride());
     }
 
     // Position and slot of each row, and the query tiles.
@@ -122,23 +135,34 @@ private:
         cut_tiles({step_.query_start_loc, step_.seq_lens, step_.num_seqs}, p_.num_heads / p_.num_kv_heads, &d_.tiles);
     }
 
-    void embed() {
+    int embed() {
         const bool projected = p_.project_in.data != nullptr;
-        for_rows(rows(), 8 * int64_t{p_.embedding_dim}, [&](int64_t row) {
-            float* const out = projected ? d_.embedded.row(row) : residual(row);
-            unpack_row(p_.embedding, step_.token_ids[row], out);
-            if (p_.embedding_scale != 1.0f) {
-                for (int i = 0; i < p_.embedding_dim; ++i) out[i] *= p_.embedding_scale;
-            }
-        });
+        const int64_t stride = projected ? d_.embedded.width : residual_stride();
+        float* const embedded = projected ? d_.embedded.row(0) : residual(0);
+        for_rows(rows(), 8 * int64_t{p_.embedding_dim}, [&](int64_t row) { look_up(row, embedded + row * stride); });
+        QUIRE_CHECK(all_reduce(embedded, rows() * stride, &QuireStepTimes::other));
         if (projected) {
             prepare(d_.embedded, rows(), p_.embedding_dim, {&p_.project_in});
             multiply({{&p_.project_in, residual(0), residual_stride(), false}}, d_.embedded, rows());
         }
-        if (p_.positions == nullptr) return;
+        if (p_.positions == nullptr) return QUIRE_OK;
         for_rows(rows(), hidden(), [&](int64_t row) {
             kernels_.add(residual(row), p_.positions + d_.positions[static_cast<size_t>(row)] * hidden(), hidden());
         });
+        return QUIRE_OK;
+    }
+
+    // A row's embedding, or zeros if another rank has it.
+    void look_up(int64_t row, float* out) const {
+        const int32_t token = step_.token_ids[row];
+        const VocabRange vocab = own_vocab(p_);
+        if (token < vocab.begin || token >= vocab.end) {
+            memset(out, 0, sizeof(float) * static_cast<size_t>(p_.embedding_dim));
+            return;
+        }
+        unpack_row(p_.embedding, token - vocab.begin, out);
+        if (p_.embedding_scale == 1.0f) return;
+        for (int i = 0; i < p_.embedding_dim; ++i) out[i] *= p_.embedding_scale;
     }
 
     NormArguments arguments(const QuireNorm& norm) const {
@@ -174,22 +198,22 @@ private:
     }
 
     // residual += x W^T, with norms of the product or of the sum where the model has them.
-    void add_to_residual(const QuireWeight& w, const Activations& x, const QuireNorm& out_norm, const QuireNorm& norm) {
-        const bool plain = out_norm.weight == nullptr;
-        if (plain) {
-            multiply({{&w, residual(0), residual_stride(), true}}, x, rows());
-        } else {
+    int add_to_residual(const QuireWeight& w, const Activations& x, const QuireNorm& out_norm, const QuireNorm& norm) {
+        const bool normed = out_norm.weight != nullptr, apart = normed || p_.communicator != nullptr;
+        if (apart) {
             multiply({{&w, d_.branch.row(0), d_.branch.width, false}}, x, rows());
+            QUIRE_CHECK(all_reduce(d_.branch.row(0), rows() * d_.branch.width, &QuireStepTimes::matrices));
+        } else {
+            multiply({{&w, residual(0), residual_stride(), true}}, x, rows());
         }
         spent(&QuireStepTimes::matrices);
-        if (plain && !p_.post_norm) return;
+        if (!apart && !p_.post_norm) return QUIRE_OK;
         for_rows(rows(), hidden(), [&](int64_t row) {
-            if (!plain) {
-                kernels_.norm(d_.branch.row(row), arguments(out_norm), hidden(), d_.branch.row(row));
-                kernels_.add(residual(row), d_.branch.row(row), hidden());
-            }
+            if (normed) kernels_.norm(d_.branch.row(row), arguments(out_norm), hidden(), d_.branch.row(row));
+            if (apart) kernels_.add(residual(row), d_.branch.row(row), hidden());
             if (p_.post_norm) kernels_.norm(residual(row), arguments(norm), hidden(), residual(row));
         });
+        return QUIRE_OK;
     }
 
     void multiply(std::initializer_list<Product> products, const Activations& x, int64_t count) const {
@@ -229,7 +253,7 @@ private:
         }
     }
 
-    bool attention_block(const QuireDecoderLayer& layer, int index) {
+    int attention_block(const QuireDecoderLayer& layer, int index) {
         read_residual(layer.attention_norm, {&layer.query, &layer.key, &layer.value});
         spent(&QuireStepTimes::other);
         const int64_t key_at = padded_to_panel(layer.query.n), value_at = key_at + padded_to_panel(layer.key.n);
@@ -242,10 +266,9 @@ private:
         const LayerCache cache{static_cast<uint8_t*>(p_.kv_pool) + index * d_.layout.layer_bytes(), &d_.layout};
         for_rows(rows(), d_.qkv.width, [&](int64_t row) { rotate_and_store(layer, cache, row, key_at, value_at); });
         spent(&QuireStepTimes::other);
-        if (!attend(layer, cache)) return false;
+        if (!attend(layer, cache)) return out_of_memory();
         spent(&QuireStepTimes::attention);
-        add_to_residual(layer.attention_out, d_.attended, layer.attention_out_norm, layer.attention_norm);
-        return true;
+        return add_to_residual(layer.attention_out, d_.attended, layer.attention_out_norm, layer.attention_norm);
     }
 
     void rotate_and_store(const QuireDecoderLayer& layer, const LayerCache& cache, int64_t row, int64_t key_at,
@@ -319,7 +342,7 @@ private:
         return true;
     }
 
-    void mlp_block(const QuireDecoderLayer& layer) {
+    int mlp_block(const QuireDecoderLayer& layer) {
         read_residual(layer.mlp_norm, {&layer.gate, &layer.up});
         spent(&QuireStepTimes::other);
         const int64_t panels = num_panels(layer.up.n), row_blocks = (rows() + kRowBlock - 1) / kRowBlock;
@@ -331,7 +354,7 @@ private:
             mlp_item(layer, {block, least(block + kRowBlock, rows()), first, least(first + chunk, panels)});
         });
         spent(&QuireStepTimes::matrices);
-        add_to_residual(layer.down, d_.inner, layer.mlp_out_norm, layer.mlp_norm);
+        return add_to_residual(layer.down, d_.inner, layer.mlp_out_norm, layer.mlp_norm);
     }
 
     // activation(gate) * up, or activation(up), for some columns; as bytes too if `down` wants them.
@@ -355,10 +378,10 @@ private:
         }
     }
 
-    // The logits that samples need, and the samples. False if there was no memory.
-    bool sample() {
+    // The logits that samples need, and the samples.
+    int sample() {
         const int64_t count = step_.num_logits_rows;
-        if (count == 0) return true;
+        if (count == 0) return QUIRE_OK;
         const bool normed = p_.final_norm.weight != nullptr;
         for_rows(count, hidden(), [&](int64_t i) {
             const float* const from = residual(step_.logits_rows[i]);
@@ -375,16 +398,62 @@ private:
             x = &d_.embedded;
         }
         prepare(*x, count, p_.embedding_dim, {&p_.head});
-        const int64_t stride = padded_to_panel(p_.vocab_size);
-        multiply({{&p_.head, d_.logits.data(), stride, false}}, *x, count);
-        std::atomic<bool> out_of_memory{false};
+        multiply({{&p_.head, d_.logits.data(), logits_stride(), false}}, *x, count);
+        QUIRE_CHECK(gather_logits());
+        return draw();
+    }
+
+    // Of a row of logits: rank 0 has room for those of all ranks.
+    int64_t logits_stride() const {
+        const bool whole = p_.communicator == nullptr || p_.communicator->rank() == 0;
+        return padded_to_panel(whole ? p_.vocab_size : own_vocab(p_).size());
+    }
+
+    // Rank 0's rows filled up with what the others have computed. Its own are in place; the last panel of them reaches
+    // into what comes now.
+    int gather_logits() {
+        if (p_.communicator == nullptr) return QUIRE_OK;
+        spent(&QuireStepTimes::head);
+        int64_t widest = 0;
+        for (int rank = 1; rank < p_.communicator->world_size(); ++rank) {
+            const int64_t width = padded_to_panel(vocab_of(p_, rank).size());
+            widest = width > widest ? width : widest;
+        }
+        const int64_t rows = step_.num_logits_rows;
+        QUIRE_CHECK(p_.communicator->gather(
+            d_.logits.data(), rows * logits_stride(), rows * widest,
+            [](void* step, int rank, int64_t offset, int64_t count, const float* values) {
+                static_cast<const Step*>(step)->place_logits(rank, offset, count, values);
+            },
+            this));
+        spent(&QuireStepTimes::communication);
+        return QUIRE_OK;
+    }
+
+    // A stretch of another rank's logits, its rows being in full panels, into the whole rows.
+    void place_logits(int rank, int64_t offset, int64_t count, const float* values) const {
+        const VocabRange vocab = vocab_of(p_, rank);
+        const int64_t width = padded_to_panel(vocab.size()), end = least(offset + count, step_.num_logits_rows * width);
+        for (int64_t at = offset; at < end;) {
+            const int64_t row = at / width, column = at % width, next = least((row + 1) * width, end);
+            const int64_t size = least(next - at, vocab.size() - column);
+            if (size > 0) {
+                memcpy(d_.logits.data() + row * logits_stride() + vocab.begin + column, values + (at - offset),
+                       sizeof(float) * static_cast<size_t>(size));
+            }
+            at = next;
+        }
+    }
+
+    int draw() {
+        std::atomic<bool> no_memory{false};
         parallel_for(step_.num_threads, step_.num_samples, [&](int64_t i) {
             QuireSample& sample = step_.samples[i];
             float* const scratch = thread_scratch(0, 3 * int64_t{p_.vocab_size});
-            if (scratch == nullptr) return out_of_memory.store(true);
-            kernels_.sample(d_.logits.data() + sample.row * stride, p_.vocab_size, scratch, &sample);
+            if (scratch == nullptr) return no_memory.store(true);
+            kernels_.sample(d_.logits.data() + sample.row * logits_stride(), p_.vocab_size, scratch, &sample);
         });
-        return !out_of_memory.load();
+        return no_memory.load() ? out_of_memory() : int{QUIRE_OK};
     }
 
     QuireDecoder& d_;
@@ -396,6 +465,6 @@ private:
 
 }  // namespace
 
-bool run_step(QuireDecoder* decoder, const QuireStepParams& step) { return Step(decoder, step).run(); }
+int run_step(QuireDecoder* decoder, const QuireStepParams& step) { return Step(decoder, step).run(); }
 
 }  // namespace quire

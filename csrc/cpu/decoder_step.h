@@ -4,7 +4,7 @@
 
 namespace quire {
 
-// Compute a step whose arguments are sound. False if there was no memory; throws std::bad_alloc likewise.
-bool run_step(QuireDecoder* decoder, const QuireStepParams& step);
+// Compute a step whose arguments are sound. Returns a QuireStatus; may throw std::bad_alloc.
+int run_step(QuireDecoder* decoder, const QuireStepParams& step);
 
 }  // namespace quire

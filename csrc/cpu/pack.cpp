@@ -38,12 +38,14 @@ public:
     const BlockType* blocks() const { return type_; }
 
     int64_t row_bytes() const {
-        if (type_ != nullptr) return int64_t{p_.num_columns} / type_->values * type_->bytes;
-        return int64_t{p_.num_columns} * element_bytes(p_.source_type);
+        if (type_ != nullptr) return int64_t{p_.source_columns} / type_->values * type_->bytes;
+        return int64_t{p_.source_columns} * element_bytes(p_.source_type);
     }
 
+    // 32 values of a row, `first_column` being at a border of them.
     void read_record(int64_t row, int64_t record, BlockRecord* out) const {
         const int records = type_->values / kRecord;
+        record += p_.first_column / kRecord;
         const uint8_t* block = row_at(row) + record / records * type_->bytes;
         type_->read(block, static_cast<int>(record % records), out);
     }
@@ -61,6 +63,7 @@ public:
         }
         const int64_t step = element_bytes(p_.source_type) * (p_.transposed ? int64_t{p_.source_rows} : 1);
         const uint8_t* at = p_.transposed ? bytes() + order(row) * element_bytes(p_.source_type) : row_at(row);
+        at += p_.first_column * step;
         for (int64_t i = 0; i < p_.num_columns; ++i, at += step) out[i] = element_at(at, p_.source_type);
     }
 
@@ -181,9 +184,15 @@ int check_source(const QuirePackParams& p, const Source& source) {
         p.source_type != QUIRE_SOURCE_BF16) {
         return fail(QUIRE_UNSUPPORTED, "%s: source_type=%d", kOp, p.source_type);
     }
-    if (type != nullptr && p.num_columns % type->values != 0) {
-        return fail(QUIRE_INVALID_ARGUMENT, "%s: num_columns=%d is no multiple of the source's blocks of %d", kOp,
-                    p.num_columns, type->values);
+    QUIRE_CHECK(check_range(kOp, "source_columns", p.source_columns, p.num_columns, INT32_MAX));
+    QUIRE_CHECK(check_range(kOp, "first_column", p.first_column, 0, p.source_columns - p.num_columns));
+    if (type != nullptr && p.source_columns % type->values != 0) {
+        return fail(QUIRE_INVALID_ARGUMENT, "%s: source_columns=%d is no multiple of the source's blocks of %d", kOp,
+                    p.source_columns, type->values);
+    }
+    if (type != nullptr && (p.first_column % kRecord != 0 || p.num_columns % kRecord != 0)) {
+        return fail(QUIRE_INVALID_ARGUMENT, "%s: columns %d to %d of blocks are not at borders of %d", kOp, p.first_column,
+                    p.first_column + p.num_columns, kRecord);
     }
     if (type != nullptr && p.transposed != 0) {
         return fail(QUIRE_INVALID_ARGUMENT, "%s: a transposed source must be F32, F16 or BF16", kOp);

@@ -38,7 +38,8 @@ typedef enum QuireStatus {
     QUIRE_INVALID_ARGUMENT = 1, /* a null, a shape, a stride, an index out of range, a wrong size or ABI version */
     QUIRE_UNSUPPORTED = 2,      /* sound, but this library has no kernel for it (a type, an instruction set) */
     QUIRE_DEVICE_ERROR = 3,     /* the CUDA runtime failed; the message has its words */
-    QUIRE_OUT_OF_MEMORY = 4
+    QUIRE_OUT_OF_MEMORY = 4,
+    QUIRE_COMMUNICATION_FAILED = 5 /* another rank is lost, late or out of step; the message names it */
 } QuireStatus;
 
 typedef enum QuireDType { QUIRE_FLOAT32 = 0, QUIRE_BFLOAT16 = 1, QUIRE_FLOAT16 = 2 } QuireDType;

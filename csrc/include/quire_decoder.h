@@ -9,6 +9,7 @@
 #define QUIRE_DECODER_H
 
 #include "quire.h"
+#include "quire_communicator.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -42,8 +43,9 @@ typedef enum QuireWeightType {
     QUIRE_WEIGHT_U8 = 7
 } QuireWeightType;
 
-/* Pack a matrix [num_rows, num_columns] from a source [source_rows, num_columns] stored row after row. Packed row i is
- * source row `row_order[i]`.
+/* Pack a matrix [num_rows, num_columns] from a source [source_rows, source_columns] stored row after row. Packed row i is
+ * source row `row_order[i]`; its columns are the source's from `first_column` on, both ends at borders of 32 if the
+ * source is quantised.
  * From a quantised source to its own packed type the codes are kept as they are: Q4_0 is U4, Q4_1 and Q4_K U4_MIN, Q5_0
  * U5, Q5_1 and Q5_K U5_MIN, Q6_K U6_16, Q8_0 U8. From any source to FLOAT32, BFLOAT16 or U8 the values are converted. */
 typedef struct QuirePackParams {
@@ -59,7 +61,9 @@ typedef struct QuirePackParams {
     int32_t num_rows;
     int32_t num_columns;
     int32_t source_rows;
-    int32_t transposed; /* the source is [num_columns, source_rows]; F32, F16 and BF16 only */
+    int32_t source_columns;
+    int32_t first_column;
+    int32_t transposed; /* the source is [source_columns, source_rows]; F32, F16 and BF16 only */
     int32_t num_threads;
     int32_t reserved; /* 0 */
 } QuirePackParams;
@@ -111,12 +115,17 @@ typedef enum QuireActivation {
 
 typedef enum QuireKVType { QUIRE_KV_FLOAT32 = 0, QUIRE_KV_BFLOAT16 = 1, QUIRE_KV_INT8 = 2 } QuireKVType;
 
+/* With a communicator this is one rank's part of a model: num_heads, num_kv_heads and intermediate_size are its own,
+ * attention_out and down are summed over the ranks (and so have a bias on one of them only), and embedding and head hold
+ * the rows vocab_starts[rank] up to vocab_starts[rank + 1] of the vocabulary. */
 typedef struct QuireDecoderParams {
     uint32_t size;
     uint32_t abi_version;
     const QuireDecoderLayer* layers;
-    QuireWeight embedding;   /* [vocab_size, embedding_dim] */
-    QuireWeight head;        /* likewise; the embedding itself if tied */
+    QuireCommunicator* communicator; /* or NULL */
+    const int32_t* vocab_starts;     /* [world_size + 1], from 0 to vocab_size; NULL without a communicator */
+    QuireWeight embedding;           /* [vocab_size, embedding_dim], or this rank's rows */
+    QuireWeight head;                /* likewise; the embedding itself if tied */
     QuireWeight project_in;  /* [hidden_size, embedding_dim], or none */
     QuireWeight project_out; /* [embedding_dim, hidden_size], or none */
     const float* positions;  /* [max_positions, hidden_size] added to the embedding, or NULL */
@@ -175,6 +184,7 @@ typedef struct QuireStepTimes {
     int64_t matrices;
     int64_t head;
     int64_t attention;
+    int64_t communication; /* collectives, the wait for other ranks included */
     int64_t other;
     int64_t total;
 } QuireStepTimes;
@@ -209,7 +219,8 @@ QUIRE_API int quire_decoder_create(const QuireDecoderParams* params, QuireDecode
 QUIRE_API void quire_decoder_destroy(QuireDecoder* decoder);
 
 /* Compute the rows of a step: write their K and V, and fill the samples. One call at a time for a decoder. A sequence's
- * results do not depend on the batch, on how its prompt was cut into chunks, or on num_threads. */
+ * results do not depend on the batch, on how its prompt was cut into chunks, or on num_threads.
+ * With a communicator all ranks make the call with the same rows and logits_rows; only rank 0 may have samples. */
 QUIRE_API int quire_decoder_step(QuireDecoder* decoder, const QuireStepParams* params);
 
 #ifdef __cplusplus

@@ -15,7 +15,8 @@ class ModelRunner(Protocol):
     def run(self, output: SchedulerOutput) -> SamplerOutput: ...
 
     def logits(self, token_ids: Int32Array) -> FloatArray:
-        """All rows' logits, `[num_tokens, vocab_size]`, of one sequence from its start: what perplexity is made of.
+        """All rows' logits, `[num_tokens, vocab_size]`, of one sequence from its start: what perplexity is made of. On
+        ranks that draw no tokens their values mean nothing.
 
         It takes the pool's first blocks, whatever they hold: call it only while no request is live and none will
         look for a cached prefix.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from engine.errors import ConfigError
+from engine.errors import CommunicatorError, ConfigError
+from engine.kernels.communicator_abi import COMMUNICATION_FAILED
 from engine.kernels.decoder_abi import (
     Activation,
     DecoderLayer,
@@ -22,6 +24,7 @@ from engine.kernels.library import KernelLibrary
 from engine.loading.packed_weights import PackedWeights
 from engine.loading.stored_tensor import ByteArray, FloatArray
 from engine.model_config import ModelConfig, RopeScaling
+from engine.parallel.shared_memory import SharedMemoryCommunicator
 
 _ACTIVATIONS = {
     "silu": Activation.SILU,
@@ -59,6 +62,9 @@ class NativeDecoder:
         kv_pool: uint8 `[num_blocks, block_bytes]`, likewise.
         kv_dtype: "float32", "bfloat16" or "int8".
         block_size: tokens in a block.
+        vocab_starts: the first token id of each rank's part of the vocabulary, and the vocabulary's size.
+        communicator: of the ranks that hold the model together, `config` being `DecoderShard.config`'s; kept alive as
+            long as the decoder.
     """
 
     def __init__(
@@ -69,13 +75,19 @@ class NativeDecoder:
         kv_pool: ByteArray,
         kv_dtype: str,
         block_size: int,
+        vocab_starts: Sequence[int] = (),
+        communicator: SharedMemoryCommunicator | None = None,
     ) -> None:
         self._library = library
         self._weights = weights
         self._kv_pool = kv_pool
+        self._communicator = communicator
         self._tables: list[FloatArray] = []  # what C++ holds pointers to
         self._handle = ctypes.c_void_p()
         params = self._describe(config)
+        starts = np.array(vocab_starts, dtype=np.int32)
+        if communicator is not None:
+            params.communicator, params.vocab_starts = communicator.handle, starts.ctypes.data
         params.kv_pool, params.kv_type = kv_pool.ctypes.data, KV_TYPES[kv_dtype].value
         params.num_blocks, params.block_size = len(kv_pool), block_size
         if library.symbols.quire_decoder_create(ctypes.byref(params), ctypes.byref(self._handle)):
@@ -86,8 +98,11 @@ class NativeDecoder:
             self._library.symbols.quire_decoder_destroy(self._handle)
 
     def step(self, params: StepParams) -> None:
-        """Compute the rows of a step and fill its samples. Raises KernelError."""
-        if self._library.symbols.quire_decoder_step(self._handle, ctypes.byref(params)):
+        """Compute the rows of a step and fill its samples. Raises KernelError or CommunicatorError."""
+        status = self._library.symbols.quire_decoder_step(self._handle, ctypes.byref(params))
+        if status == COMMUNICATION_FAILED:
+            raise CommunicatorError(self._library.last_error())
+        if status:
             self._library.raise_last_error("decoder_step")
 
     def _describe(self, config: ModelConfig) -> DecoderParams:

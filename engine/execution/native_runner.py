@@ -29,6 +29,7 @@ class NativeModelRunner:
     Args:
         max_blocks: blocks of one sequence.
         num_threads: of the C++ call.
+        draws: whether tokens are drawn here: on one rank of several.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class NativeModelRunner:
         config: EngineConfig,
         max_blocks: int,
         num_threads: int,
+        draws: bool = True,
     ) -> None:
         self._decoder = decoder
         self._weights = weights
@@ -49,6 +51,7 @@ class NativeModelRunner:
         self._block_size = config.block_size
         self._max_tokens, self._max_blocks = config.max_num_batched_tokens, min(max_blocks, len(cache.kv_pool))
         self._num_threads = num_threads
+        self._draws = draws
         max_seqs = min(config.max_num_seqs, config.max_num_batched_tokens)
         self._token_ids = np.zeros(self._max_tokens, dtype=np.int32)
         self._query_start_loc = np.zeros(max_seqs + 1, dtype=np.int32)
@@ -66,6 +69,8 @@ class NativeModelRunner:
             return SamplerOutput()
         self._fill(output)
         batch_rows, requests, rows = sample_rows(output)
+        if not self._draws:
+            requests, rows = [], []
         samples = NativeSamples(requests, rows, self._model.vocab_size, self._model.eos_token_ids)
         self._step(np.array(batch_rows, dtype=np.int32), samples.samples)
         return samples.results(self._sampler) if requests else SamplerOutput()
@@ -80,9 +85,9 @@ class NativeModelRunner:
         for start in range(0, len(token_ids), self._max_tokens):
             chunk = token_ids[start : start + self._max_tokens]
             self._fill(SchedulerOutput((ScheduledSequence(0, start, chunk, block_table, ()),)))
-            samples = np.zeros(len(chunk), dtype=SAMPLE)
-            samples["row"], samples["top_p"] = np.arange(len(chunk)), 1.0
-            samples["logits"] = logits.ctypes.data + (start + np.arange(len(chunk))) * logits.strides[0]
+            samples = np.zeros(len(chunk) if self._draws else 0, dtype=SAMPLE)
+            samples["row"], samples["top_p"] = np.arange(len(samples)), 1.0
+            samples["logits"] = logits.ctypes.data + (start + np.arange(len(samples))) * logits.strides[0]
             self._step(np.arange(len(chunk), dtype=np.int32), samples)
         return logits
 
@@ -93,6 +98,7 @@ class NativeModelRunner:
             "gemm": times.matrices * _NANOSECOND,
             "head": times.head * _NANOSECOND,
             "attention": times.attention * _NANOSECOND,
+            "communication": times.communication * _NANOSECOND,
             "other": times.other * _NANOSECOND,
             "total": times.total * _NANOSECOND,
             "calls": float(self._calls),

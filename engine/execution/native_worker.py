@@ -12,10 +12,12 @@ from engine.execution.host_cache import HostCache
 from engine.execution.native_decoder import NativeDecoder, kv_block_bytes
 from engine.execution.native_runner import NativeModelRunner
 from engine.execution.worker import Worker
-from engine.kernels.library import KernelsUnavailableError, load_library
+from engine.kernels.library import KernelLibrary, KernelsUnavailableError, load_library
 from engine.loading import Checkpoint
 from engine.loading.packed_weights import WeightPolicy, has_quantized_weights, load_packed_weights
 from engine.model_config import ModelConfig
+from engine.parallel import ALONE, TensorParallelGroup
+from engine.parallel.shared_memory import SharedMemoryCommunicator
 from engine.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -25,16 +27,21 @@ class NativeWorker(Worker):
     """Packed weights that the processes of a node share, and one C++ call a step. Needs no torch."""
 
     def __init__(
-        self, checkpoint: Checkpoint, model_config: ModelConfig, config: EngineConfig, progress: Progress | None = None
+        self,
+        checkpoint: Checkpoint,
+        model_config: ModelConfig,
+        config: EngineConfig,
+        progress: Progress | None = None,
+        parallel: TensorParallelGroup = ALONE,
     ) -> None:
-        super().__init__(model_config, config)
+        super().__init__(model_config, config, parallel)
         library, reason = load_library("cpu")
         if library is None:
             raise KernelsUnavailableError(f"the native CPU engine is not available: {reason}")
         if config.dtype == "float16":
             raise ConfigError("dtype='float16' is not supported on a CPU; use float32 or bfloat16")
         self._library = library
-        self._num_threads = config.num_threads or num_available_cores()
+        self._num_threads = config.num_threads or max(1, num_available_cores() // parallel.num_local_ranks)
         if "torch" in sys.modules:
             # Whatever else uses torch here must not put its threads beside ours.
             sys.modules["torch"].set_num_threads(1)
@@ -45,6 +52,7 @@ class NativeWorker(Worker):
         self._kv_dtype = default_kv_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
         if self._kv_dtype == "float16":
             raise ConfigError("kv_cache_dtype='float16' is not supported on a CPU; use float32, bfloat16 or int8")
+        self._communicator = self._join(library)
         self._weights = load_packed_weights(
             checkpoint,
             model_config,
@@ -52,13 +60,28 @@ class NativeWorker(Worker):
             library,
             self._num_threads,
             (lambda done, total: progress("packing weights", done, total)) if progress else None,
+            self._shard,
         )
 
+    def _join(self, library: KernelLibrary) -> SharedMemoryCommunicator | None:
+        if not self._parallel.is_parallel:
+            return None
+        if not self._parallel.on_one_node:
+            raise ConfigError(
+                f"the native CPU engine needs all {self._parallel.world_size} ranks on one node, here are "
+                f"{self._parallel.num_local_ranks}; kernels='cpu' computes with torch across nodes"
+            )
+        return SharedMemoryCommunicator(library, self._parallel)
+
+    def abort(self) -> None:
+        if self._communicator is not None:
+            self._communicator.abort()
+
     def block_bytes(self) -> int:
-        return kv_block_bytes(self._library, self._model_config, self._kv_dtype, self._config.block_size)
+        return kv_block_bytes(self._library, self._shard_config, self._kv_dtype, self._config.block_size)
 
     def kv_cache_budget(self) -> int:
-        return host_kv_cache_budget(self._config.gpu_memory_utilization)
+        return host_kv_cache_budget(self._config.gpu_memory_utilization) // self._parallel.num_local_ranks
 
     def build_cache(self, cache_config: CacheConfig, max_model_len: int) -> None:
         cache = HostCache(self._library, cache_config, self.block_bytes())
@@ -74,7 +97,14 @@ class NativeWorker(Worker):
         if cache_config.num_swap_blocks:
             self.swap_cost = cache.measure_swap_cost()
         decoder = NativeDecoder(
-            self._library, self._model_config, self._weights, cache.kv_pool, self._kv_dtype, cache_config.block_size
+            self._library,
+            self._shard_config,
+            self._weights,
+            cache.kv_pool,
+            self._kv_dtype,
+            cache_config.block_size,
+            [0, *(vocab.stop for vocab in self._shard.vocabs)],
+            self._communicator,
         )
         self._runner = NativeModelRunner(
             decoder,
@@ -84,6 +114,7 @@ class NativeWorker(Worker):
             self._config,
             cache_config.blocks_for(max_model_len),
             self._num_threads,
+            draws=self._parallel.rank == 0,
         )
 
 

@@ -71,6 +71,8 @@ class PackParams(Params):
         ("num_rows", _I32),
         ("num_columns", _I32),
         ("source_rows", _I32),
+        ("source_columns", _I32),
+        ("first_column", _I32),
         ("transposed", _I32),
         ("num_threads", _I32),
         ("reserved", _I32),
@@ -117,6 +119,8 @@ class DecoderParams(Params):
     _fields_ = [  # noqa: RUF012
         *_HEADER,
         ("layers", ctypes.POINTER(DecoderLayer)),
+        ("communicator", _POINTER),
+        ("vocab_starts", _POINTER),
         ("embedding", Weight),
         ("head", Weight),
         ("project_in", Weight),
@@ -165,7 +169,14 @@ class Sample(ctypes.Structure):
 
 
 class StepTimes(ctypes.Structure):
-    _fields_ = [("matrices", _I64), ("head", _I64), ("attention", _I64), ("other", _I64), ("total", _I64)]
+    _fields_ = [
+        ("matrices", _I64),
+        ("head", _I64),
+        ("attention", _I64),
+        ("communication", _I64),
+        ("other", _I64),
+        ("total", _I64),
+    ]
 
 
 class StepParams(Params):

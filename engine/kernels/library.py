@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from engine.errors import ConfigError, QuireError
 from engine.kernels import abi
+from engine.kernels.communicator_abi import declare_communicator
 
 LIBRARY_PATH_VARIABLE = "QUIRE_LIBRARY_PATH"
 _INSTALLED = Path(__file__).parent / "lib"
@@ -60,12 +61,13 @@ class KernelLibrary:
             self.raise_last_error(operation)
 
     def _declare_decoder(self) -> None:
-        """The functions of quire_decoder.h, which only the CPU library has. ctypes' defaults fit their arguments, but
-        for the handle."""
+        """The functions of quire_decoder.h and quire_communicator.h, which only the CPU library has. ctypes' defaults
+        fit the decoder's arguments, but for the handle."""
         if self.symbols.quire_backend_name() == b"cpu":
             self.symbols.quire_decoder_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
             self.symbols.quire_decoder_destroy.argtypes = [ctypes.c_void_p]
             self.symbols.quire_decoder_destroy.restype = None
+            declare_communicator(self.symbols)
 
     def attention_workspace(self, params: abi.PagedAttentionParams) -> int:
         """Bytes of scratch that paged_attention needs for these shapes."""
@@ -120,4 +122,7 @@ def _load(folder: Path, name: str) -> Loaded:
     backend.restype = ctypes.c_char_p
     if backend().decode() != name:
         raise ConfigError(f"{path} calls itself {backend().decode()!r}, not {name!r}")
-    return Loaded(KernelLibrary(path, symbols), "")
+    try:
+        return Loaded(KernelLibrary(path, symbols), "")
+    except AttributeError as error:
+        raise ConfigError(f"{path} is older than this package: build it again ({error})") from error

@@ -29,6 +29,7 @@ from engine.loading.matching import match_tensors
 from engine.loading.node_cache import cache_folder, make_once
 from engine.loading.stored_tensor import ByteArray, FloatArray, StoredTensor
 from engine.model_config import ModelConfig
+from engine.parallel import DecoderShard
 
 logger = logging.getLogger(__name__)
 
@@ -108,17 +109,21 @@ def load_packed_weights(
     library: KernelLibrary,
     num_threads: int,
     progress: ProgressCallback | None = None,
+    shard: DecoderShard | None = None,
 ) -> PackedWeights:
     """Map the checkpoint's packed weights, after packing them unless a process of this node has done it before.
+
+    Args:
+        shard: one rank's part, which has a file of its own; None is all.
 
     Where the node's cache cannot be written, they are packed into this process' own memory.
 
     Raises:
         ModelLoadError: a tensor is missing, doubled, unknown or of another shape than the configuration says.
     """
-    packer = _Packer(checkpoint, config, policy, library, num_threads, progress)
+    packer = _Packer(checkpoint, decoder_weights(config, shard), policy, library, num_threads, progress)
     try:
-        path = make_once(_cache_path(checkpoint, policy), packer.write)
+        path = make_once(_cache_path(checkpoint, policy, shard), packer.write)
         with path.open("rb") as file:
             return PackedWeights(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), shared=True)
     except OSError as error:
@@ -134,8 +139,10 @@ def has_quantized_weights(checkpoint: Checkpoint) -> bool:
     return any(tensor.type in _NATIVE_TYPES for tensor in checkpoint.stored_tensors())
 
 
-def _cache_path(checkpoint: Checkpoint, policy: WeightPolicy) -> Path:
+def _cache_path(checkpoint: Checkpoint, policy: WeightPolicy, shard: DecoderShard | None) -> Path:
     identity = f"{_FORMAT} {checkpoint.fingerprint} {policy.quantization} {policy.dtype}"
+    if shard is not None and shard.world_size > 1:
+        identity += f" {shard}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return cache_folder() / "packed" / f"{checkpoint.name}-{name}.bin"
 
@@ -151,15 +158,14 @@ class _Packer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        config: ModelConfig,
+        table: DecoderWeights,
         policy: WeightPolicy,
         library: KernelLibrary,
         num_threads: int,
         progress: ProgressCallback | None,
     ) -> None:
         self._checkpoint = checkpoint
-        self._table: DecoderWeights = decoder_weights(config)
-        self._architecture = config.architecture
+        self._table = table
         self._policy = policy
         self._library = library
         self._num_threads = num_threads
@@ -185,7 +191,7 @@ class _Packer:
         stored = ((tensor.name, tensor) for tensor in self._checkpoint.stored_tensors())
         matched = match_tensors(
             self._checkpoint.source,
-            self._architecture,
+            self._table.architecture,
             stored,
             self._table.tensor_shapes(),
             self._table.unused,
@@ -235,7 +241,8 @@ class _Packer:
         params.row_order = None if order is None else order.ctypes.data
         params.packed, params.packed_bytes = packed.ctypes.data, num_bytes
         params.source_type, params.weight_type = SourceType[tensor.type].value, weight_type.value
-        params.num_rows, params.num_columns, params.source_rows = slot.n, slot.k, slot.source_rows
+        params.num_rows, params.num_columns, params.first_column = slot.n, slot.k, slot.first_column
+        params.source_rows, params.source_columns = slot.source_rows, slot.source_columns
         params.transposed, params.num_threads = int(slot.transposed), self._num_threads
         if self._library.symbols.quire_pack(ctypes.byref(params)):
             raise ModelLoadError(f"{self._checkpoint.source}: tensor {tensor.name}: {self._library.last_error()}")

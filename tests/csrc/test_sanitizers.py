@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[2]
 NATIVE = [f"tests/engine/execution/test_native_{name}.py" for name in ("decoder", "runner", "samples")]
 # Unoptimised and checked, all of the decoder's tests take many minutes: each block size, cache type and batch once.
 CHOSEN = "block_sizes or (every_instruction and Gemma3) or (do_not_depend and (int8-16 or float32-1)) or beams"
+PARALLEL = [f"tests/engine/parallel/test_{name}.py" for name in ("shared_memory", "architectures")]
+CHOSEN_PARALLEL = "shared_memory or (native and (odd-heads or opt-350m or gemma3-untied)) or batch"
 
 
 def tool(name: str) -> str:
@@ -70,7 +72,7 @@ def test_kernels_and_decoder_run_clean(tmp_path: Path) -> None:
     library = build(tmp_path, compiler)
     # The last so that the sanitizers find the function that throws.
     preloaded = [runtime(compiler, name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
-    for selected in (["tests/engine/kernels"], ["-k", CHOSEN, *NATIVE]):
+    for selected in (["tests/engine/kernels"], ["-k", CHOSEN, *NATIVE], ["-k", CHOSEN_PARALLEL, *PARALLEL]):
         run(
             [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *selected],
             LD_PRELOAD=":".join(preloaded),

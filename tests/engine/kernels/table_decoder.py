@@ -51,6 +51,8 @@ def pack_params(
     source_rows: int | None = None,
     row_order: Array | None = None,
     transposed: bool = False,
+    source_columns: int | None = None,
+    first_column: int = 0,
 ) -> PackParams:
     params = PackParams()
     params.source, params.source_bytes = source.ctypes.data, source.nbytes
@@ -59,6 +61,8 @@ def pack_params(
     params.source_type, params.weight_type = source_type.value, weight_type.value
     params.num_rows, params.num_columns = n, k
     params.source_rows = n if source_rows is None else source_rows
+    params.source_columns = k if source_columns is None else source_columns
+    params.first_column = first_column
     params.transposed, params.num_threads = int(transposed), 2
     return params
 

@@ -127,6 +127,25 @@ def test_rows_come_in_the_order_asked_for(name: str, cpu: CpuBackend) -> None:
     np.testing.assert_allclose(as_embedding(cpu.library, matrix), values[order], atol=np.abs(values).max() * 2.0**-9)
 
 
+@pytest.mark.parametrize("name", ["F32", "BF16", "Q5_0", "Q4_K", "Q6_K"])
+@pytest.mark.parametrize("packed", ["kept", "int8"])
+def test_columns_from_a_border_of_32_on(name: str, packed: str, cpu: CpuBackend) -> None:
+    """A rank's part along K, which for the K types lies within a block of 256."""
+    raw, _ = (random_floats if name in FLOATS else random_blocks)(name, 800, 768)
+    weight_type = WeightType.U8 if packed == "int8" else QUANTISED.get(name, WeightType.FLOAT32)
+    part = pack(cpu.library, raw, SourceType[name], weight_type, 800, 352, source_columns=768, first_column=224)
+    whole = as_embedding(cpu.library, pack(cpu.library, raw, SourceType[name], weight_type, 800, 768))
+    np.testing.assert_array_equal(as_embedding(cpu.library, part), whole[:, 224:576])
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_columns_of_a_transposed_source(name: str, cpu: CpuBackend) -> None:
+    raw, values = random_floats(name, 40, 150)
+    options: dict[str, Any] = {"source_columns": 40, "first_column": 13, "transposed": True}
+    matrix = pack(cpu.library, raw, SourceType[name], WeightType.FLOAT32, 150, 19, **options)
+    np.testing.assert_array_equal(as_embedding(cpu.library, matrix), values.T[:, 13:32])
+
+
 @pytest.mark.parametrize("name", FLOATS)
 def test_transposed_sources(name: str, cpu: CpuBackend) -> None:
     """As GPT-2 stores its layers: [k, source_rows], here a later third of a fused one."""
@@ -167,7 +186,11 @@ def test_products_of_the_largest_codes_do_not_saturate(name: str, backend: CpuBa
     [
         (SourceType.F32, WeightType.U4, {}, "no way from source_type=0 to weight_type=2"),
         (SourceType.Q4_0, WeightType.U5, {}, "no way from source_type=2 to weight_type=4"),
-        (SourceType.Q6_K, WeightType.U6_16, {}, "num_columns=64 is no multiple of the source's blocks of 256"),
+        (SourceType.Q6_K, WeightType.U6_16, {}, "source_columns=64 is no multiple of the source's blocks of 256"),
+        (SourceType.Q8_0, WeightType.U8, {"num_columns": 48}, "columns 0 to 48 of blocks are not at borders of 32"),
+        (SourceType.Q8_0, WeightType.U8, {"num_columns": 32, "first_column": 16}, "columns 16 to 48 of blocks"),
+        (SourceType.F32, WeightType.FLOAT32, {"num_columns": 32, "first_column": 33}, "first_column=33"),
+        (SourceType.F32, WeightType.FLOAT32, {"source_columns": 63}, "source_columns=63"),
         (SourceType.Q8_0, WeightType.U8, {"transposed": 1}, "a transposed source must be F32, F16 or BF16"),
         (SourceType.F32, WeightType.FLOAT32, {"source_type": 9}, "source_type=9"),
         (SourceType.F32, WeightType.FLOAT32, {"weight_type": 8}, "weight_type=8"),
