@@ -8,7 +8,6 @@ import logging
 from engine.config import CacheConfig, EngineConfig
 from engine.control import RankSetup, WorkerLauncher, WorkerProcesses
 from engine.engine import LLMEngine
-from engine.errors import ConfigError
 from engine.execution.executor import UniprocExecutor
 from engine.execution.parallel_executor import ParallelExecutor
 from engine.execution.worker import Worker, create_worker
@@ -33,8 +32,6 @@ def build_engine(
         ConfigError: the options contradict the checkpoint or the machine.
         CommunicatorError: another rank did not come, or died.
     """
-    if config.tensor_parallel_size > 1:
-        raise ConfigError(f"tensor_parallel_size={config.tensor_parallel_size} needs as many processes; this is one")
     checkpoint = open_checkpoint(model)
     model_config = checkpoint.model_config()
     wanted_len = min(config.max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)

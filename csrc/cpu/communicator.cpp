@@ -319,7 +319,7 @@ int quire_communicator_join(const QuireCommunicatorParams* params, QuireCommunic
     } else {
         status = joined->wait_for_all_to_join(params->join_timeout_ns);
     }
-    if (params->rank == 0) unlink(params->path);
+    unlink(params->path);  // whoever is first; rank 0 may have died in the wait
     if (status == QUIRE_OK) *communicator = joined.release();
     return status;
 }

@@ -17,7 +17,7 @@ extern "C" {
 typedef struct QuireCommunicatorParams {
     uint32_t size;
     uint32_t abi_version;
-    const char* path;        /* of the file, in memory (/dev/shm): rank 0 creates it and removes it once all have joined */
+    const char* path;        /* of the file, in memory (/dev/shm): rank 0 makes it; it is removed once all have joined */
     int64_t timeout_ns;      /* of one wait for the others in a collective */
     int64_t join_timeout_ns; /* of the wait for them to join */
     int32_t rank;

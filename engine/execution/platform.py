@@ -11,11 +11,14 @@ from engine.execution.host import cpu_multiplies_bfloat16, host_kv_cache_budget
 GPU_MEMORY_FRACTION = 0.9
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, rank: int = 0) -> torch.device:
+    """The device named. Ranks of one node that see the same GPUs take one each; where each sees only its own, that."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device='cuda', but torch finds no CUDA device on this machine")
+    if name == "cuda" and rank > 0:
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device("cpu")
 
 

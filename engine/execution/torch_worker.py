@@ -40,7 +40,7 @@ class TorchWorker(Worker):
             raise ConfigError(f"quantization={config.quantization!r} needs the native CPU engine")
         if config.kv_cache_dtype == "int8":
             raise ConfigError("kv_cache_dtype='int8' needs the native CPU engine")
-        self._device = platform.resolve_device(config.device)
+        self._device = platform.resolve_device(config.device, parallel.rank)
         self._dtype = platform.resolve_dtype(config.dtype, self._device)
         self._kv_dtype = self._dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
         num_threads = config.num_threads or max(1, num_available_cores() // parallel.num_local_ranks - 1)

@@ -23,7 +23,7 @@ class TensorParallelGroup:
         num_local_ranks: ranks on this rank's node, this one included: they share its cores and its memory.
         address: "host:port" of rank 0, which listens there; a free port.
         segment: a name for the group's shared memory that nothing else on the node uses. Rank 0 creates it; it is gone
-            from the file system once all have attached, or by `unlink_segment` if one never does.
+            from the file system once all have attached, or whoever has gives up waiting.
         timeout_s: the longest that a rank waits for the others in one collective.
         join_timeout_s: the longest that it waits for them to be made.
     """

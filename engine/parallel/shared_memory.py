@@ -23,11 +23,6 @@ def segment_path(segment: str) -> Path:
     return _FOLDER / segment
 
 
-def unlink_segment(segment: str) -> None:
-    """Remove what a rank 0 has left that was killed while it waited for the others. No error if there is nothing."""
-    segment_path(segment).unlink(missing_ok=True)
-
-
 class SharedMemoryCommunicator:
     """One rank's end. Made when all ranks have come; one thread at a time is in a collective.
 

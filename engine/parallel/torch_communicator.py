@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 from torch import distributed
 
-from engine.errors import CommunicatorError
+from engine.errors import CommunicatorError, ConfigError
 from engine.parallel.group import TensorParallelGroup
+
+_ABORT_POLL = timedelta(milliseconds=200)
 
 
 class TorchCommunicator:
@@ -25,6 +28,8 @@ class TorchCommunicator:
 
     def __init__(self, group: TensorParallelGroup, device: torch.device) -> None:
         self.rank, self.world_size = group.rank, group.world_size
+        self._on_cpu = device.type == "cpu"
+        self._aborted = threading.Event()
         join_timeout, timeout = timedelta(seconds=group.join_timeout_s), timedelta(seconds=group.timeout_s)
 
         def join() -> Any:
@@ -32,7 +37,8 @@ class TorchCommunicator:
                 group.host, group.port, group.world_size, is_master=group.rank == 0, timeout=join_timeout
             )
             named = distributed.PrefixStore(group.segment, store)  # type: ignore[attr-defined]
-            if device.type == "cuda":
+            if not self._on_cpu:
+                self._check_one_gpu_each(named, device)
                 options = distributed.ProcessGroupNCCL.Options()
                 options._timeout = timeout
                 return distributed.ProcessGroupNCCL(named, group.rank, group.world_size, options)
@@ -44,17 +50,47 @@ class TorchCommunicator:
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
         """Sum over the ranks, in place."""
-        self._attempt("all_reduce", lambda: self._group.allreduce([tensor]).wait())
+        self._attempt("all_reduce", lambda: self._wait(self._group.allreduce([tensor])))
 
     def all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """Each rank's tensor, in the order of ranks. All bring the same shape."""
         gathered = [torch.empty_like(tensor) for _ in range(self.world_size)]
-        self._attempt("all_gather", lambda: self._group.allgather([gathered], [tensor.contiguous()]).wait())
+        self._attempt("all_gather", lambda: self._wait(self._group.allgather([gathered], [tensor.contiguous()])))
         return gathered
 
     def abort(self) -> None:
-        """End every wait of this rank, and by that of the others. Any thread may call it."""
+        """End this rank's wait, and all collectives from now on, with a CommunicatorError. Any thread may call it. The
+        other ranks notice at their deadlines, or as they are told likewise."""
+        self._aborted.set()
         self._group.abort()
+
+    def _wait(self, work: Any) -> None:
+        """gloo's abort ends no wait, so that waits on the CPU are short ones, one after another. On a GPU it is the
+        stream that waits."""
+        if not self._on_cpu:
+            work.wait()
+            return
+        while True:
+            if self._aborted.is_set():
+                raise RuntimeError("aborted on this rank")
+            try:
+                work.wait(_ABORT_POLL)
+                return
+            except RuntimeError:
+                if work.is_completed():  # with an error, which this raises, or a moment after the wait
+                    work.wait()
+                    return
+
+    def _check_one_gpu_each(self, store: Any, device: torch.device) -> None:
+        """NCCL would only say that its usage was invalid."""
+        own = str(torch.cuda.get_device_properties(device).uuid)
+        store.set(f"gpu {self.rank}", own)
+        for other in range(self.rank):
+            if store.get(f"gpu {other}").decode() == own:
+                raise ConfigError(
+                    f"tensor_parallel_size={self.world_size} needs as many GPUs: ranks {other} and {self.rank} would "
+                    f"share GPU {own}"
+                )
 
     def _attempt(self, name: str, operation: Callable[[], Any]) -> Any:
         try:

@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
-from engine import EngineConfig, LLMEngine
 from engine.parallel import TensorParallelGroup
 from engine.parallel.torch_communicator import TorchCommunicator
-from tests.engine.parallel.ranks import RankProcesses, make_groups
-from tests.engine.parallel.test_tokens import MEMORY, batch, check
+from tests.engine.parallel.ranks import make_groups
+from tests.engine.parallel.test_tokens import MEMORY, batch, check, engine_of
 from tests.engine.test_tokens_through_preemption import run
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
-OPTIONS: dict[str, Any] = {
-    "device": "cuda",
-    "dtype": "float32",
-    "block_size": 4,
-    "max_model_len": 96,
-    "max_num_seqs": 64,
-}
-
-
-@pytest.fixture(scope="module")
-def processes() -> Iterator[RankProcesses]:
-    ranks = RankProcesses(on_gpus=True)
-    yield ranks
-    ranks.close()
+OPTIONS: dict[str, Any] = {"device": "cuda", "kernels": "auto"}
 
 
 @pytest.mark.parametrize("preemption", MEMORY)
 @pytest.mark.parametrize("source", ["dummy:tiny", "dummy:tiny-gemma3", "dummy:tiny-gpt2", "dummy:tiny-opt"])
-def test_two_gpus_give_the_tokens_of_one(source: str, preemption: str, processes: RankProcesses) -> None:
-    expected, _ = run(LLMEngine.from_options(source, EngineConfig.from_dict({**OPTIONS, "num_blocks": 1000})), batch())
-    config = EngineConfig.from_dict({**OPTIONS, **MEMORY[preemption], "tensor_parallel_size": 2})
-    outputs, _ = run(processes.engine(source, config), batch())
+def test_two_gpus_give_the_tokens_of_one(source: str, preemption: str) -> None:
+    with engine_of(source, num_blocks=1000, **OPTIONS) as alone:
+        expected, _ = run(alone, batch())
+    with engine_of(source, tensor_parallel_size=2, **OPTIONS, **MEMORY[preemption]) as parallel:
+        outputs, _ = run(parallel, batch())
     check(outputs, expected)
 
 

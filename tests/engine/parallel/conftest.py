@@ -7,7 +7,6 @@ import torch
 
 from engine.kernels.cpu import CpuBackend
 from engine.kernels.library import KernelLibrary, KernelsUnavailableError
-from tests.engine.parallel.ranks import RankProcesses
 
 
 @pytest.fixture(scope="session")
@@ -18,10 +17,8 @@ def library() -> KernelLibrary:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="package")
-def processes() -> Iterator[RankProcesses]:
+@pytest.fixture(autouse=True, scope="package")
+def threads_as_before() -> Iterator[None]:
     before = torch.get_num_threads()
-    ranks = RankProcesses()
-    yield ranks
-    ranks.close()
+    yield
     torch.set_num_threads(before)

