@@ -4,6 +4,10 @@
 //
 // Helpers spin for kSpin after their last job, because a model's operations follow each other in microseconds, then
 // sleep on a condition variable.
+//
+// A core that another process keeps busy is a helper's for one scheduler slice of some milliseconds, and then the other's
+// for as long, while the caller waits for the item that the helper holds. So once that was seen, helpers are only called
+// for less than a slice at a time and then left asleep (Turns): they wake to a fresh slice, and are not cut off in it.
 #include "thread_pool.h"
 
 #include <pthread.h>
@@ -37,15 +41,39 @@ constexpr uint64_t kActive = 1;
 constexpr uint64_t kTicket = uint64_t{1} << 16;
 constexpr uint64_t kGeneration = uint64_t{1} << 32;
 
+// When helpers may be called.
+class Turns {
+public:
+    bool helpers_may_work(Clock::time_point now) const {
+        return now >= contended_until_ || (now - contended_since_) % (kWork + kRest) >= kRest;
+    }
+
+    // The caller has waited from `begin` to `end` for the helpers' last items.
+    void waited(Clock::time_point begin, Clock::time_point end) {
+        if (end - begin < kStall) return;
+        contended_since_ = end;
+        contended_until_ = end + kContended;
+    }
+
+private:
+    static constexpr std::chrono::microseconds kStall{500};  // several times the longest item
+    static constexpr std::chrono::microseconds kWork{1500};
+    static constexpr std::chrono::microseconds kRest{2500};
+    static constexpr std::chrono::milliseconds kContended{200};
+
+    Clock::time_point contended_since_{}, contended_until_{};
+};
+
 int tickets_of(uint64_t state) { return static_cast<int>((state >> 16) & 0xffff); }
 int active_of(uint64_t state) { return static_cast<int>(state & 0xffff); }
 
 class ThreadPool {
 public:
-    // False if another thread's job is in flight; nothing was run then.
+    // False if another thread's job is in flight, or it is not the helpers' turn; nothing was run then.
     bool try_run(int num_helpers, int64_t num_items, void (*body)(const void*, int64_t), const void* context) {
         std::unique_lock<std::mutex> lock(run_mutex_, std::try_to_lock);
         if (!lock.owns_lock()) return false;
+        if (!turns_.helpers_may_work(Clock::now())) return false;
         num_helpers = start_helpers(num_helpers);
         body_ = body;
         context_ = context;
@@ -74,13 +102,14 @@ private:
 
     void close() {
         state_.fetch_and(~(0xffff * kTicket));
-        for (int spins = 0; active_of(state_.load(std::memory_order_acquire)) > 0; ++spins) {
-            if (spins < 1000) {
-                pause();
-            } else {
-                std::this_thread::yield();  // a helper was preempted in the middle of an item
-            }
+        for (int spins = 0; spins < 1000; ++spins) {
+            if (active_of(state_.load(std::memory_order_acquire)) == 0) return;
+            pause();
         }
+        // A helper's item is a long one, or it was preempted in the middle of it.
+        const Clock::time_point begin = Clock::now();
+        while (active_of(state_.load(std::memory_order_acquire)) > 0) std::this_thread::yield();
+        turns_.waited(begin, Clock::now());
     }
 
     // Helpers that there are, at most `wanted`; called under run_mutex_.
@@ -123,6 +152,7 @@ private:
     std::mutex run_mutex_;  // held by the thread whose job is in flight
     int num_helpers_ = 0;
     uint64_t generation_ = 0;
+    Turns turns_;
 
     // The job. Written before state_ gives out tickets, read by those who took one.
     void (*body_)(const void*, int64_t) = nullptr;
