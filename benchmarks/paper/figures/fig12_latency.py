@@ -27,9 +27,7 @@ def run(context: Context) -> Outcome:
         SIMULATED,
         *sweep_notes(context, panels),
         "The paper's ratios are over all three models; its static batching is FasterTransformer with its own kernels.",
-        "OPT-175B's ratios are below its range: paging batches 150 sequences there, at the edge of being bound by",
-        "arithmetic, and each costs 0.27 ms of the host's time. Other costs that fit Fig. 13 bring all into the range:",
-        "see `sensitivity`.",
+        "What the ratios rest on: see `sensitivity`.",
         "On Alpaca it gives no ratios but says that OPT-175B gains little, being bound by arithmetic.",
     ]
     return Outcome(rows, panel_data(panels), notes, lambda drawing: draw_panels(drawing, panels, len(setups)))
