@@ -15,6 +15,7 @@ from engine.config import CacheConfig, EngineConfig
 from engine.decoding.output_builder import RequestOutputBuilder
 from engine.engine import LLMEngine
 from engine.errors import ConfigError, EngineDeadError, RequestError
+from engine.memory import BlockChanges
 from engine.model_config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, RequestOutput, SequenceOutput
 from engine.progress import Progress
@@ -24,6 +25,7 @@ from engine.sampling_params import SamplingParams
 logger = logging.getLogger(__name__)
 
 OnStep = Callable[[list[SequenceOutput]], None]
+OnBlocks = Callable[[BlockChanges], None]
 
 # Work without a completed step for this long means that the engine hangs: a whole prompt of a large model fits in.
 HANG_S = 300.0
@@ -39,6 +41,7 @@ class AsyncLLMEngine:
     def __init__(self, engine: LLMEngine) -> None:
         self._engine = engine
         self._on_step: OnStep | None = None
+        self._on_blocks: OnBlocks | None = None
         self._streams: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[SequenceOutput]]] = {}
         self._commands: deque[EngineRequest | _Abort] = deque()
         self._live: set[str] = set()
@@ -89,10 +92,18 @@ class AsyncLLMEngine:
         self._engine.reset_prefix_cache()
         self._stats = self._engine.stats()
 
-    def start(self, on_step: OnStep | None = None) -> None:
-        """Start the engine thread. `on_step` gets every step's outputs, on that thread, and must return at once."""
+    def start(self, on_step: OnStep | None = None, on_blocks: OnBlocks | None = None) -> None:
+        """Start the engine thread. Both callbacks are called on it and must return at once.
+
+        Args:
+            on_step: gets every step's outputs.
+            on_blocks: gets what the prefix cache gained and lost, before the outputs of the step that did it.
+        """
         assert self._thread is None, "start() is called once"
         self._on_step = on_step
+        self._on_blocks = on_blocks
+        if on_blocks is not None:
+            self._engine.watch_blocks()
         self._thread = threading.Thread(target=self._run, name="quire-engine", daemon=True)
         self._thread.start()
 
@@ -242,6 +253,8 @@ class AsyncLLMEngine:
 
     def _publish(self, outputs: list[SequenceOutput]) -> None:
         self._stats = self._engine.stats()
+        if self._on_blocks is not None and (changes := self._engine.take_block_changes()) is not None:
+            self._on_blocks(changes)
         if not outputs:
             return
         with self._wake:

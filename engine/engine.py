@@ -12,7 +12,7 @@ from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
 from engine.execution.sample_rows import stays_on_device
-from engine.memory import MemoryUsage, make_kv_cache, measure_memory, root_hash
+from engine.memory import BlockChanges, BlockEvents, MemoryUsage, make_kv_cache, measure_memory, root_hash
 from engine.model_config import ModelConfig
 from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
 from engine.pipeline import CollectedStep, Pipeline, make_pipeline
@@ -73,6 +73,7 @@ class LLMEngine:
         self._stop_rules = StopRules(model_config.eos_token_ids, self.max_model_len, tokenizer)
         self._clock = clock
         self._pipeline = make_pipeline(config.async_scheduling, executor, clock)
+        self._block_events: BlockEvents | None = None
         self._groups: dict[str, SequenceGroup] = {}
         self._seqs: dict[int, tuple[SequenceGroup, Sequence]] = {}
         self._request_count = itertools.count()
@@ -250,6 +251,7 @@ class LLMEngine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_output_tokens=self._num_output_tokens,
+            num_empty_blocks=self._kv_cache.num_empty_blocks,
         )
 
     def memory_usage(self) -> MemoryUsage:
@@ -270,6 +272,14 @@ class LLMEngine:
         if not self.has_unfinished_requests:
             held = self.cache_config.num_blocks - self._kv_cache.num_free_blocks
             assert held == self._kv_cache.num_pinned_blocks, "blocks held by no request"
+
+    def watch_blocks(self) -> None:
+        """Record which blocks are cached and dropped from now on, for `take_block_changes`."""
+        self._block_events = self._kv_cache.watch_blocks()
+
+    def take_block_changes(self) -> BlockChanges | None:
+        """What the prefix cache gained and lost since the last call; None if nothing, or if nobody watches."""
+        return self._block_events.take() if self._block_events is not None else None
 
     def reset_prefix_cache(self) -> None:
         self._kv_cache.reset_prefix_cache()

@@ -80,7 +80,7 @@ class EngineStats:
     """A snapshot of an engine's load, taken between two steps. Blocks are KV blocks of the pool.
 
     `num_waiting` counts requests, the `num_swapped` ones included; `num_preemptions` the `num_swaps`, the others having
-    been recomputations.
+    been recomputations. `num_empty_blocks` are the free ones in which nothing is cached.
     """
 
     num_blocks: int
@@ -97,3 +97,4 @@ class EngineStats:
     num_swapped: int = 0
     num_free_swap_blocks: int = 0
     num_swaps: int = 0
+    num_empty_blocks: int = 0

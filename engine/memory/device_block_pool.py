@@ -28,11 +28,17 @@ class DeviceBlockPool:
         self.pinned: set[int] = set()
         self.prefix_cache = PrefixCache() if enable_prefix_caching else None
         self._allocator = BlockAllocator(num_blocks)
+        self._num_free_cached = 0
 
     @property
     def num_free(self) -> int:
         """Blocks that can be handed out now, cached ones included."""
         return self._allocator.num_free
+
+    @property
+    def num_empty(self) -> int:
+        """Free blocks in which nothing is cached."""
+        return self._allocator.num_free - self._num_free_cached
 
     def is_free(self, block: int) -> bool:
         return self._allocator.is_free(block)
@@ -40,8 +46,8 @@ class DeviceBlockPool:
     def allocate(self) -> int:
         """A free block with one reference; what was cached in it is forgotten."""
         block = self._allocator.allocate()
-        if self.prefix_cache is not None:
-            self.prefix_cache.remove(block)
+        if self.prefix_cache is not None and self.prefix_cache.remove(block):
+            self._num_free_cached -= 1
         self.ref_counts[block] = 1
         return block
 
@@ -49,6 +55,7 @@ class DeviceBlockPool:
         """Add a reference to a block, in use or free but cached."""
         if self.ref_counts[block] == 0:
             self._allocator.take(block)
+            self._num_free_cached -= 1
         self.ref_counts[block] += 1
 
     def release(self, block: int) -> None:
@@ -58,6 +65,7 @@ class DeviceBlockPool:
         if self.ref_counts[block] == 0:
             cached = self.prefix_cache is not None and self.prefix_cache.hash_of(block) is not None
             self._allocator.free(block, reuse_last=cached)
+            self._num_free_cached += cached
 
     def find(self, block_hash: bytes) -> int | None:
         """The block that holds this content, if one is cached."""
@@ -79,6 +87,7 @@ class DeviceBlockPool:
             return
         pinned = {block: self.prefix_cache.hash_of(block) for block in self.pinned}
         self.prefix_cache.clear()
+        self._num_free_cached = 0
         for block, block_hash in pinned.items():
             if block_hash is not None:
                 self.prefix_cache.insert(block_hash, block)
@@ -92,3 +101,5 @@ class DeviceBlockPool:
         assert all(named[block] > 0 for block in self.pinned), "a pinned block is held by nobody"
         if self.prefix_cache is not None:
             self.prefix_cache.check_invariants()
+        cached = [block for block in free if self.prefix_cache is not None and self.prefix_cache.hash_of(block)]
+        assert len(cached) == self._num_free_cached

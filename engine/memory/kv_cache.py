@@ -8,6 +8,7 @@ from typing import Protocol
 
 from engine.config import CacheConfig, EngineConfig
 from engine.memory.block_copy import BlockCopy
+from engine.memory.block_events import BlockEvents
 from engine.memory.block_table import BlockTable
 from engine.memory.kv_cache_manager import KVCacheManager
 from engine.memory.reservation import ReservationPolicy
@@ -20,6 +21,10 @@ class KVCache(Protocol):
 
     @property
     def num_free_blocks(self) -> int: ...
+
+    @property
+    def num_empty_blocks(self) -> int:
+        """Free blocks without cached content."""
 
     def block_table(self, seq: Sequence) -> BlockTable: ...
 
@@ -73,6 +78,9 @@ class KVCache(Protocol):
         """Of the first sequence's leading blocks, those that other sequences name too."""
 
     def reset_prefix_cache(self) -> None: ...
+
+    def watch_blocks(self) -> BlockEvents | None:
+        """Record what is cached and dropped from now on; None where nothing is ever cached."""
 
     def check_invariants(self) -> None: ...
 

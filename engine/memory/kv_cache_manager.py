@@ -8,6 +8,7 @@ from collections.abc import Sequence as SequenceOf
 
 from engine.config import CacheConfig
 from engine.memory.block_copy import BlockCopy
+from engine.memory.block_events import BlockEvents
 from engine.memory.block_hash import hash_blocks
 from engine.memory.block_table import BlockTable
 from engine.memory.device_block_pool import DeviceBlockPool
@@ -39,6 +40,11 @@ class KVCacheManager:
     def num_free_blocks(self) -> int:
         """Blocks that can be handed out now, cached ones included."""
         return self._pool.num_free
+
+    @property
+    def num_empty_blocks(self) -> int:
+        """Free blocks without cached content: handing them out loses nothing."""
+        return self._pool.num_empty
 
     def block_table(self, seq: Sequence) -> BlockTable:
         return self._tables[seq.seq_id]
@@ -258,6 +264,10 @@ class KVCacheManager:
     def reset_prefix_cache(self) -> None:
         """Forget all cached content but the pinned; blocks in use stay with their sequences."""
         self._pool.reset_prefix_cache()
+
+    def watch_blocks(self) -> BlockEvents | None:
+        """Record what is cached and dropped from now on; None without a prefix cache."""
+        return self._pool.prefix_cache.watch() if self._pool.prefix_cache is not None else None
 
     # Internals
 

@@ -73,6 +73,11 @@ class ReservingManager:
         return self._pool.num_free
 
     @property
+    def num_empty_blocks(self) -> int:
+        """All that are free: nothing is cached."""
+        return self._pool.num_free
+
+    @property
     def largest_free_run(self) -> int:
         """Blocks in the largest free run."""
         return self._pool.largest_free_run
@@ -236,6 +241,9 @@ class ReservingManager:
 
     def reset_prefix_cache(self) -> None:
         """Nothing to do: nothing is cached."""
+
+    def watch_blocks(self) -> None:
+        """Nothing to record: nothing is cached."""
 
     # Internals
 
