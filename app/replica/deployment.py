@@ -68,6 +68,7 @@ class EngineReplica:
             "protocol": [MIN_VERSION, MAX_VERSION],
             "model_id": self.model_id,
             "max_model_len": self._engine.max_model_len,
+            "fingerprint": self._engine.model_config.fingerprint,
             "block_size": self._engine.cache_config.block_size,
             "num_blocks": self._engine.cache_config.num_blocks,
             "graceful_shutdown_timeout_s": config.graceful_shutdown_timeout_s,

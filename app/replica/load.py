@@ -90,11 +90,13 @@ class _Moment:
         self._begun = True
 
 
-def load_report(stats: EngineStats, meter: RateMeter, admitted: tuple[int, ...]) -> LoadReport:
+def load_report(stats: EngineStats, meter: RateMeter, cache_age_s: float, admitted: tuple[int, ...]) -> LoadReport:
     """What an ingress is told; `admitted` are its attempts that `stats` now include."""
     return LoadReport(
         num_blocks=stats.num_blocks,
         num_free_blocks=stats.num_free_blocks,
+        num_empty_blocks=stats.num_empty_blocks,
+        cache_age_s=cache_age_s,
         num_waiting=stats.num_waiting,
         num_running=stats.num_running,
         num_waiting_tokens=stats.num_waiting_tokens,

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from app.replica.block_log import BlockLog
 from app.replica.load import RateMeter, load_report
 from app.replica.stream_server import StreamServer
 from app.transport.messages import Draining, StepMessage, encode_draining, encode_load
 from engine.errors import EngineDeadError
+from engine.memory import BlockChanges
 from engine.outputs import EngineStats, SequenceOutput
 from engine.request import EngineRequest
 
@@ -31,8 +33,12 @@ _REMEMBERED_ABORTS = 4096
 class Engine(Protocol):
     """The part of AsyncLLMEngine that a replica uses."""
 
-    def start(self, on_step: Callable[[list[SequenceOutput]], None] | None = None) -> None:
-        """Start the engine thread, which calls `on_step` once a step."""
+    def start(
+        self,
+        on_step: Callable[[list[SequenceOutput]], None] | None = None,
+        on_blocks: Callable[[BlockChanges], None] | None = None,
+    ) -> None:
+        """Start the engine thread, which calls `on_step` once a step, and `on_blocks` before it if there are any."""
         ...
 
     def add_request(self, request: EngineRequest) -> None:
@@ -105,6 +111,7 @@ class ReplicaService:
         self._engine = engine
         self._server = server
         self._meter = RateMeter()
+        self._blocks = BlockLog()
         self._streams: dict[str, _Stream] = {}
         self._aborts: dict[str, dict[int, None]] = {}
         self._admissions: dict[str, list[tuple[int, int]]] = {}
@@ -116,7 +123,7 @@ class ReplicaService:
     def start(self) -> None:
         """Start the sockets, then the engine. The server's port is known afterwards."""
         self._server.start(self)
-        self._engine.start(self._on_step)
+        self._engine.start(self._on_step, self._on_blocks)
         self._server.call_soon(self._watch)
 
     def close(self, reason: str = "the replica stops") -> None:
@@ -189,6 +196,9 @@ class ReplicaService:
     def _on_step(self, outputs: list[SequenceOutput]) -> None:
         self._server.call_soon(self._publish, outputs)
 
+    def _on_blocks(self, changes: BlockChanges) -> None:
+        self._server.call_soon(self._publish_blocks, changes)
+
     # On the server's thread
 
     def subscribed(self, ingress_id: str) -> None:
@@ -216,6 +226,14 @@ class ReplicaService:
             if stream is not None:
                 stream.aborted = True
                 self._engine.abort(stream.key)
+
+    def synced(self, ingress_id: str, number: int) -> None:
+        self._server.send(ingress_id, self._blocks.since(number))
+
+    def _publish_blocks(self, changes: BlockChanges) -> None:
+        frame = self._blocks.add(changes)
+        for ingress_id in self._server.subscribers:
+            self._server.send(ingress_id, frame)
 
     def _publish(self, outputs: list[SequenceOutput]) -> None:
         """One step: one frame, and one write, for each ingress that has tokens in it."""
@@ -276,7 +294,8 @@ class ReplicaService:
             # A step that began after the request came has taken it in.
             admitted = tuple(attempt for num_steps, attempt in pending if stats.num_steps > num_steps)
             self._admissions[ingress_id] = [entry for entry in pending if stats.num_steps <= entry[0]]
-            self._server.send(ingress_id, encode_load(load_report(stats, self._meter, admitted)))
+            report = load_report(stats, self._meter, self._blocks.cache_age_s, admitted)
+            self._server.send(ingress_id, encode_load(report))
 
     def _announce(self, draining: Draining) -> None:
         frame = encode_draining(draining)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from app.transport.block_messages import decode_sync
 from app.transport.connection import FrameConnection, Limits
 from app.transport.errors import FrameError, TransportError
 from app.transport.frames import Frame
@@ -31,6 +32,10 @@ class StreamListener(Protocol):
 
     def aborted(self, ingress_id: str, attempts: Iterable[int]) -> None:
         """An ingress has given up these attempts."""
+        ...
+
+    def synced(self, ingress_id: str, number: int) -> None:
+        """An ingress knows the prefix cache up to this change, and wants those that came after."""
         ...
 
 
@@ -132,11 +137,16 @@ class StreamServer:
         if frame.kind == Kind.SUBSCRIBE:
             self._subscribe(connection, decode_subscribe(frame))
         elif frame.kind == Kind.ABORT:
-            ingress_id = self._connections[connection]
-            if ingress_id is None:
-                raise FrameError("ABORT before SUBSCRIBE")
-            self._listener.aborted(ingress_id, decode_abort(frame))
+            self._listener.aborted(self._subscriber(connection, "ABORT"), decode_abort(frame))
+        elif frame.kind == Kind.SYNC:
+            self._listener.synced(self._subscriber(connection, "SYNC"), decode_sync(frame))
         # Other kinds are a newer version's, or a PONG, whose arrival was all it had to say.
+
+    def _subscriber(self, connection: FrameConnection, kind: str) -> str:
+        ingress_id = self._connections[connection]
+        if ingress_id is None:
+            raise FrameError(f"{kind} before SUBSCRIBE")
+        return ingress_id
 
     def _subscribe(self, connection: FrameConnection, ingress_id: str) -> None:
         assert self._listener is not None

@@ -3,9 +3,11 @@
     replica → ingress   STEP       one engine step's new tokens of all requests of that ingress, in columns
                         LOAD       the replica's load, and which attempts it includes
                         HEARTBEAT  "I live", answered by PONG
+                        BLOCKS     what the prefix cache gained and lost: see block_messages
                         DRAINING   the replica will stop: move your requests within so many seconds
     ingress → replica   SUBSCRIBE  this ingress's id; the replica answers with its LOAD
                         ABORT      attempts whose reader has gone
+                        SYNC       the last BLOCKS that this ingress knows of; the replica sends what came after
                         PONG       answer to HEARTBEAT
 
 A request may be submitted more than once (a replica dies, drains or is full). Each submission is an attempt, a number
@@ -34,9 +36,12 @@ class Kind(IntEnum):
     LOAD = 17
     HEARTBEAT = 18
     DRAINING = 19
+    BLOCKS = 20
+    SNAPSHOT = 21
     SUBSCRIBE = 32
     ABORT = 33
     PONG = 34
+    SYNC = 35
 
 
 class StepRow(NamedTuple):
@@ -130,6 +135,8 @@ class LoadReport:
 
     Attributes:
         num_blocks, num_free_blocks: KV blocks of the pool.
+        num_empty_blocks: of the free ones, those whose content nobody could ask for again.
+        cache_age_s: how long the cached block that is handed out next has lain unused; 0 while none is.
         num_waiting, num_running: requests; `num_waiting_tokens` are prompt tokens still to be computed for them.
         num_running_tokens: tokens whose keys and values the running ones hold.
         prefill_tokens_per_s: measured; 0 until a prompt has been computed.
@@ -140,6 +147,8 @@ class LoadReport:
 
     num_blocks: int = 0
     num_free_blocks: int = 0
+    num_empty_blocks: int = 0
+    cache_age_s: float = 0.0
     num_waiting: int = 0
     num_running: int = 0
     num_waiting_tokens: int = 0

@@ -16,6 +16,7 @@ from app.transport.frames import Frame
 from app.transport.link import Endpoint, Link, ReplicaLink
 from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_step, encode_abort
 from engine.errors import EngineDeadError, PromptTooLongError
+from engine.memory import BlockChanges
 from engine.outputs import EngineStats, SequenceOutput
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
@@ -41,9 +42,15 @@ class HandDrivenEngine:
         self._stats = EngineStats(100, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self._on_step: Callable[[list[SequenceOutput]], None] = lambda _: None
 
-    def start(self, on_step: Callable[[list[SequenceOutput]], None] | None = None) -> None:
+    def start(
+        self,
+        on_step: Callable[[list[SequenceOutput]], None] | None = None,
+        on_blocks: Callable[[BlockChanges], None] | None = None,
+    ) -> None:
         assert on_step is not None
+        assert on_blocks is not None
         self._on_step = on_step
+        self.publish_blocks = on_blocks
 
     def add_request(self, request: EngineRequest) -> None:
         if len(request.prompt_token_ids) > 10:

@@ -38,6 +38,9 @@ class Ingresses:
     def aborted(self, ingress_id: str, attempts: Iterable[int]) -> None:
         self.events.append(("aborted", ingress_id, *attempts))
 
+    def synced(self, ingress_id: str, number: int) -> None:
+        self.events.append(("synced", ingress_id, number))
+
 
 class Replica:
     """The ingress's side: notes frames and losses."""
