@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from app.balancer.policies import DEFAULT_POLICY, make_policy
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 
@@ -94,6 +95,26 @@ class DeploymentArgs(Args):
     ray_actor_options: RayActorOptions = RayActorOptions()
 
 
+class BalancerArgs(Args):
+    """How an ingress spreads a model's requests over its replicas.
+
+    Attributes:
+        policy: `cheapest` weighs waiting, cached prefixes, decoding and eviction in seconds; the others are known
+            balancers' rules, for comparison.
+        hold_ms: a request that would wait longer than this for prompts queued on the best replica waits in the ingress
+            instead, where shorter prompts go first; None sends every request on at once.
+    """
+
+    policy: str = DEFAULT_POLICY
+    hold_ms: float | None = Field(default=None, ge=0)
+
+    @field_validator("policy")
+    @classmethod
+    def _check_policy(cls, value: str) -> str:
+        make_policy(value)
+        return value
+
+
 class ModelArgs(Args):
     """One model.
 
@@ -101,6 +122,7 @@ class ModelArgs(Args):
         id: the `model` that requests name.
         source: where its weights are: a folder, `package:NAME`, `dummy:NAME`.
         engine: engine options, checked with EngineConfig.
+        balancer: how requests are spread over its replicas.
         aliases: further names that requests may use.
         chat_template: a Jinja template, for a checkpoint that has none or in place of its own.
     """
@@ -109,6 +131,7 @@ class ModelArgs(Args):
     source: str = Field(min_length=1)
     engine: dict[str, Any] = Field(default_factory=dict)
     deployment: DeploymentArgs = DeploymentArgs()
+    balancer: BalancerArgs = BalancerArgs()
     aliases: list[str] = Field(default_factory=list)
     chat_template: str | None = None
 
@@ -178,12 +201,14 @@ class RemoteModel(Args):
         id: the `model` that requests name, and the id in that application.
         application: its name in Serve.
         source, chat_template: as in that application's entry, for the tokenizer.
+        balancer: how this ingress spreads requests over its replicas.
     """
 
     id: str
     application: str = Field(min_length=1)
     source: str = Field(min_length=1)
     chat_template: str | None = None
+    balancer: BalancerArgs = BalancerArgs()
 
     _check_id = field_validator("id")(_name)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 # What replicas are taken to do until one of them has measured itself: a small model on a few cores.
@@ -17,71 +18,77 @@ class RequestCost(NamedTuple):
     Attributes:
         prompt_tokens: to be computed, those that a resumed request had already produced included.
         output_tokens: expected of each of its `num_sequences`; `max_tokens` is the bound, not the expectation.
+        block_hashes: the chain of its prompt's full blocks of `block_size` tokens, as the engine hashes them.
     """
 
     prompt_tokens: int
     output_tokens: int
     num_sequences: int = 1
+    block_hashes: Sequence[Hashable] = ()
+    block_size: int = 16
+
+    def uncached_tokens(self, num_cached_blocks: int) -> int:
+        """Prompt tokens left to compute where so many blocks are cached; at least one always is."""
+        return max(self.prompt_tokens - num_cached_blocks * self.block_size, 1)
 
 
 class ReplicaLoad(NamedTuple):
-    """A replica's last report with the bookings that it cannot yet know of added to it.
+    """What a replica is known to have to do, bookings that it cannot have reported yet included.
 
     Attributes:
-        waiting_tokens: prompt tokens queued before a new request.
-        num_sequences: sequences that decode, or will.
-        num_bookings: requests of this ingress there.
+        wait_s: until the prompts queued there are computed.
+        num_sequences: sequences that decode there, or will.
+        free_blocks: blocks that can be handed out, of which `empty_blocks` hold nothing worth keeping.
+        cache_age_s: how long the content that goes next has not been used; 0 while unknown.
+        prefill_tokens_per_s, decode_step_s, decode_sequence_s: measured rates, as in LoadReport.
     """
 
-    replica_id: str
-    waiting_tokens: int
+    wait_s: float
     num_sequences: int
     free_blocks: int
+    empty_blocks: int
+    cache_age_s: float
     block_size: int
     prefill_tokens_per_s: float
     decode_step_s: float
     decode_sequence_s: float
-    num_bookings: int
 
 
-def cost_s(request: RequestCost, load: ReplicaLoad) -> float:
-    """Seconds that this choice adds, to the request itself and to those that run there.
+class CostWeights(NamedTuple):
+    """What the cost cannot measure.
 
-    - the wait for prompts queued before it, and its own prompt, at the measured prefill rate;
+    Attributes:
+        crowding: seconds that later requests lose to each second of prompt computed now. Work that a cached prefix
+            saves is saved for everyone who comes after, too.
+        reuse: probability that a block evicted at once would be asked for again; it falls by half every
+            `reuse_half_life_s` that the block has lain unused.
+    """
+
+    crowding: float = 0.2
+    reuse: float = 0.5
+    reuse_half_life_s: float = 200.0
+
+
+def cost_s(request: RequestCost, load: ReplicaLoad, num_cached_blocks: int, weights: CostWeights) -> float:
+    """Seconds that this choice adds, to the request itself and to others.
+
+    - the wait for prompts queued before it;
+    - its own prompt, less what is cached, and what that work takes from those who come later;
     - decoding: each sequence makes every step `decode_sequence_s` longer. The request's sequences lose that time to
       everyone who runs there, and everyone loses it to them, for as long as the request decodes;
-    - blocks: what its prompt lacks must first be freed by sequences that end, one block per `block_size` steps of each.
+    - eviction: blocks that its prompt pushes out of the cache, as far as they would have been used again;
+    - shortage: blocks that must first be freed by sequences that end, one block per `block_size` steps of each.
     """
-    rate = load.prefill_tokens_per_s or DEFAULT_PREFILL_TOKENS_PER_S
-    step_s = load.decode_step_s or DEFAULT_DECODE_STEP_S
-    sequence_s = load.decode_sequence_s or DEFAULT_DECODE_SEQUENCE_S
-    prefill_s = (load.waiting_tokens + request.prompt_tokens) / rate
-    decode_s = 2 * request.output_tokens * request.num_sequences * load.num_sequences * sequence_s
-    needed_blocks = -(-request.prompt_tokens // load.block_size)
-    missing_blocks = max(0, needed_blocks - load.free_blocks)
-    shortage_s = missing_blocks * load.block_size * step_s / max(load.num_sequences, 1)
-    return prefill_s + decode_s + shortage_s
-
-
-def share_rates(loads: Sequence[ReplicaLoad]) -> list[ReplicaLoad]:
-    """Give replicas that have not measured a rate yet the mean of those that have.
-
-    They serve one model, mostly on like machines. A default in its place would favour or shun the newcomers, who would
-    then stay as they are.
-    """
-    prefill = _mean(load.prefill_tokens_per_s for load in loads)
-    step_s = _mean(load.decode_step_s for load in loads)
-    sequence_s = _mean(load.decode_sequence_s for load in loads)
-    return [
-        load._replace(
-            prefill_tokens_per_s=load.prefill_tokens_per_s or prefill,
-            decode_step_s=load.decode_step_s or step_s,
-            decode_sequence_s=load.decode_sequence_s or sequence_s,
-        )
-        for load in loads
-    ]
-
-
-def _mean(rates: Iterable[float]) -> float:
-    known = [rate for rate in rates if rate > 0]
-    return sum(known) / len(known) if known else 0.0
+    prefill_s = request.uncached_tokens(num_cached_blocks) / load.prefill_tokens_per_s
+    cost = load.wait_s + prefill_s * (1.0 + weights.crowding)
+    if load.num_sequences:
+        cost += 2 * request.output_tokens * request.num_sequences * load.num_sequences * load.decode_sequence_s
+    new_blocks = -(-request.prompt_tokens // load.block_size) - num_cached_blocks
+    evicted = min(new_blocks, load.free_blocks) - load.empty_blocks
+    if evicted > 0 and weights.reuse:
+        reuse = weights.reuse * math.exp2(-load.cache_age_s / weights.reuse_half_life_s)
+        cost += evicted * reuse * load.block_size / load.prefill_tokens_per_s
+    if new_blocks > load.free_blocks:
+        missing = new_blocks - load.free_blocks
+        cost += missing * load.block_size * load.decode_step_s / max(load.num_sequences, 1)
+    return cost

@@ -1,29 +1,106 @@
-"""How a replica is chosen among candidates: the seam for other policies."""
+"""How a replica is chosen: the seam for policies, and the one that the balancer uses unless told otherwise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from itertools import islice
+from typing import NamedTuple, Protocol
 
-from app.balancer.cost import ReplicaLoad, RequestCost, cost_s
+from app.balancer.cost import CostWeights, RequestCost, cost_s
+from app.balancer.fleet import Fleet
+from app.balancer.prefix_index import slots_of
+
+# Where more replicas hold equally much, so many of the emptiest are priced of either lane.
+MAX_PRICED = 8
+
+# Prompts that take this many times the mean are long. Leaving the lanes costs a long one, and a short one, so many
+# means: enough to keep them apart while there is a choice, and little beside a queue.
+MIN_REPLICAS_FOR_LANES = 4
+LONG_PROMPT = 3.2
+LONG_OUT_OF_LANE = 1.05
+SHORT_OUT_OF_LANE = 0.07
+
+# Weight of a new prompt in their mean.
+_WEIGHT = 0.01
+
+
+class Choice(NamedTuple):
+    """A replica for a request. `cost_s` is in the policy's own unit, seconds for those that have one."""
+
+    slot: int
+    num_cached_blocks: int
+    cost_s: float
 
 
 class Policy(Protocol):
-    """Chooses one of at least one candidates. Called under the balancer's lock: no I/O, no waiting."""
+    """Chooses among at least one replica. Called under the balancer's lock: no I/O, no waiting."""
 
-    def choose(self, request: RequestCost, candidates: Sequence[ReplicaLoad]) -> int:
-        """The index of the candidate to book. Whatever it raises is logged, and the emptiest candidate taken."""
+    def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
+        """The replica to book, one of the bitmap `among`. Whatever it raises is logged, and the emptiest one taken."""
+        ...
+
+    def placed(self, prefill_s: float) -> None:
+        """A request was sent where this policy chose, with so many seconds of prompt to compute there."""
         ...
 
 
 class CheapestPolicy:
-    """The candidate of the least cost in seconds; of equals the one with the fewest bookings, then the first."""
+    """The replica of the least cost in seconds; of equals the one that has been idle for longest.
 
-    def choose(self, request: RequestCost, candidates: Sequence[ReplicaLoad]) -> int:
-        costs = [(cost_s(request, load), load.num_bookings) for load in candidates]
-        return min(range(len(candidates)), key=costs.__getitem__)
+    Replicas that hold equally much of the prompt are visited from the emptiest on, until waiting alone costs more than
+    the best found. So a decision prices the holders and a few others, however many replicas there are.
+
+    In a fleet of some size, every other replica is the lane of long prompts, and the short ones stay out of it while
+    that costs them next to nothing. A prompt that takes many times the mean blocks whoever comes back to its replica;
+    in lanes it mostly meets its like.
+    """
+
+    def __init__(self, weights: CostWeights | None = None) -> None:
+        self.weights = weights or CostWeights()
+        self._mean_prefill_s = 0.0
+
+    def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
+        best: Choice | None = None
+        for num_blocks, holders in fleet.overlaps(request, among):
+            best = self._cheapest_of(holders, num_blocks, request, fleet, best)
+        assert best is not None, "there is a replica to choose"
+        return best
+
+    def placed(self, prefill_s: float) -> None:
+        """A request was sent on its way, with so many seconds of prompt to compute."""
+        weight = _WEIGHT if self._mean_prefill_s else 1.0
+        self._mean_prefill_s += weight * (prefill_s - self._mean_prefill_s)
+
+    def _cheapest_of(
+        self, holders: int, num_blocks: int, request: RequestCost, fleet: Fleet, best: Choice | None
+    ) -> Choice | None:
+        uncached = request.uncached_tokens(num_blocks)
+        mean_s = self._mean_prefill_s if len(fleet) >= MIN_REPLICAS_FOR_LANES else 0.0
+        for slot in _emptiest(holders, fleet):
+            wait_s = max(fleet.free_at[slot] - fleet.now, 0.0)
+            if best is not None and wait_s >= best.cost_s:
+                break
+            least_s = uncached / fleet.prefill_rates[slot] * (1.0 + self.weights.crowding)
+            if best is not None and wait_s + least_s >= best.cost_s:
+                continue
+            load = fleet.load_of(slot)
+            cost = cost_s(request, load, num_blocks, self.weights)
+            is_long = uncached > LONG_PROMPT * mean_s * load.prefill_tokens_per_s
+            if is_long != bool(slot & 1):
+                cost += mean_s * (LONG_OUT_OF_LANE if is_long else SHORT_OUT_OF_LANE)
+            if best is None or cost < best.cost_s:
+                best = Choice(slot, num_blocks, cost)
+        return best
 
 
-def default_policy() -> Policy:
-    """The policy of a balancer that is given none."""
-    return CheapestPolicy()
+def _emptiest(holders: int, fleet: Fleet) -> list[int]:
+    """Slots of a bitmap from the emptiest on; of many, MAX_PRICED of either lane."""
+    if holders.bit_count() <= MAX_PRICED:
+        return sorted(slots_of(holders), key=fleet.free_at.__getitem__)
+    bits = holders.to_bytes(holders.bit_length() // 8 + 1, "little")
+    end = 8 * len(bits)
+    found: list[int] = []
+    for parity in (0, 1):
+        matching = (slot for _, slot in fleet.order.lane(parity) if slot < end and bits[slot >> 3] >> (slot & 7) & 1)
+        found += islice(matching, MAX_PRICED)
+    found.sort(key=fleet.free_at.__getitem__)
+    return found

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from app.balancer.balancer import Placement
+from app.balancer.booking import Placement
 
 
 class ReplicaInfo(NamedTuple):

@@ -14,7 +14,15 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
-from app.config import IngressArgs, IngressUserConfig, ModelArgs, RemoteModel, engine_deployment_name
+from app.balancer import Balancer, make_policy
+from app.config import (
+    BalancerArgs,
+    IngressArgs,
+    IngressUserConfig,
+    ModelArgs,
+    RemoteModel,
+    engine_deployment_name,
+)
 from app.ingress.app import build_asgi_app
 from app.ingress.auth import ApiKeys
 from app.ingress.greeting import greeting
@@ -105,7 +113,7 @@ def _own_models(models: Sequence[ModelArgs], engines: Mapping[str, DeploymentHan
         return [
             ServedModel(
                 id=model.id,
-                client=ReplicaSetClient(model.id, engines[model.id]),
+                client=ReplicaSetClient(model.id, engines[model.id], balancer=_balancer(model.balancer)),
                 tokenizer=tokenizer,
                 context_length=context_length(model, max_position_embeddings),
             )
@@ -118,7 +126,11 @@ def _connect(entry: RemoteModel) -> ReplicaSetClient:
     handle = serve.get_deployment_handle(
         engine_deployment_name(entry.id), entry.application, _check_exists=False, _record_telemetry=False
     )
-    return ReplicaSetClient(entry.id, handle)
+    return ReplicaSetClient(entry.id, handle, balancer=_balancer(entry.balancer))
+
+
+def _balancer(args: BalancerArgs) -> Balancer:
+    return Balancer(make_policy(args.policy), hold_s=None if args.hold_ms is None else args.hold_ms / 1000.0)
 
 
 def _root_url() -> str:

@@ -29,6 +29,7 @@ from app.balancer import Balancer, Placement, RequestCost
 from app.balancer.registry import ReplicaInfo, deployment_key, registry
 from app.ingress.call_errors import classify
 from app.ingress.client import ModelState
+from app.ingress.prompt_chain import prompt_chain
 from app.ingress.replica_links import Connector, ReplicaLinks, default_connector
 from app.ingress.request_journal import RequestJournal
 from app.transport.errors import FrameError
@@ -38,6 +39,9 @@ from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 
 logger = logging.getLogger("ray.serve")
+
+# While requests are held back, a replica that comes free is noticed within this.
+_DISPATCH_INTERVAL_S = 0.02
 
 # How often unconfirmed bookings are looked through.
 _EXPIRY_INTERVAL_S = 30.0
@@ -78,6 +82,7 @@ class _Attempt:
     response: Any = None
     task: asyncio.Task[None] | None = None
     num_received: int = 0
+    prompt_computed: bool = False
 
 
 class ReplicaSetClient:
@@ -110,6 +115,7 @@ class ReplicaSetClient:
         self._starting: asyncio.Task[None] | None = None
         self._generate: Any = None
         self._changed = asyncio.Event()
+        self._dispatch_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
     # The ModelClient protocol
@@ -171,6 +177,8 @@ class ReplicaSetClient:
         for attempt in list(self._attempts.values()):
             self._end_with(attempt, EngineDeadError("the ingress is shutting down"))
         self._links.close()
+        if self._dispatch_timer is not None:
+            self._dispatch_timer.cancel()
 
     # What the request router calls, on its thread
 
@@ -267,10 +275,31 @@ class ReplicaSetClient:
         # Registered before the call: its first token may be here before the call knows that it was accepted.
         journal.attempt = attempt.number
         self._attempts[attempt.number] = attempt
-        self._balancer.book(attempt.number, self._cost(request), excluded)
+        placement = self._balancer.book(attempt.number, self._cost(request), excluded)
+        if placement.held:
+            self._schedule_dispatch()
+        else:
+            self._start_call(attempt, request)
+
+    def _start_call(self, attempt: _Attempt, request: EngineRequest) -> None:
+        assert self._loop is not None
         attempt.task = self._loop.create_task(
-            self._call(attempt, request), name=f"call {request.request_id}", context=context
+            self._call(attempt, request), name=f"call {request.request_id}", context=attempt.context
         )
+
+    def _schedule_dispatch(self) -> None:
+        if self._loop is not None and self._dispatch_timer is None:
+            self._dispatch_timer = self._loop.call_later(_DISPATCH_INTERVAL_S, self._dispatch)
+
+    def _dispatch(self) -> None:
+        """Send on what was held back and has a replica now."""
+        self._dispatch_timer = None
+        for number in self._balancer.dispatch():
+            attempt = self._attempts.get(number)
+            if attempt is not None:
+                self._start_call(attempt, attempt.journal.resumed_request())
+        if self._balancer.num_held:
+            self._schedule_dispatch()
 
     def _cost(self, request: EngineRequest) -> RequestCost:
         params = request.sampling_params
@@ -278,7 +307,13 @@ class ReplicaSetClient:
         expected = self._options.expected_output_tokens
         if params.max_tokens is not None:
             expected = min(expected, params.max_tokens)
-        return RequestCost(len(request.prompt_token_ids) + produced, expected, params.n)
+        num_tokens = len(request.prompt_token_ids) + produced
+        hashing = self._links.hashing
+        if hashing is None:
+            return RequestCost(num_tokens, expected, params.n)
+        fingerprint, block_size = hashing
+        chain = prompt_chain(request, fingerprint, block_size)
+        return RequestCost(num_tokens, expected, params.n, chain, block_size)
 
     async def _call(self, attempt: _Attempt, request: EngineRequest) -> None:
         """The Serve call of an attempt, from its start to its reply or failure."""
@@ -332,6 +367,9 @@ class ReplicaSetClient:
         if not 0 <= output.index < journal.request.sampling_params.n:
             raise FrameError(f"STEP names sequence {output.index} of {journal.request.sampling_params.n}")
         attempt.num_received += len(output.token_ids)
+        if not attempt.prompt_computed:
+            attempt.prompt_computed = True
+            self._balancer.computed(attempt.number)
         if output.finish_reason == "abort":
             # Not asked for by us, or the attempt would be gone: the replica stops.
             self._resubmit(attempt, "the replica gave it up", attempt.num_failures, attempt.excluded)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from app.balancer import Balancer
+from app.balancer.block_follower import BlockFollower
 from app.balancer.registry import ReplicaInfo
+from app.transport.block_messages import decode_blocks, decode_snapshot, encode_sync
 from app.transport.frames import Frame
 from app.transport.link import Endpoint, Link, LinkListener, ReplicaLink
 from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_step
@@ -54,6 +56,7 @@ class _Replica:
     replica_id: str
     info: ReplicaInfo
     link: Link
+    follower: BlockFollower
     listed: bool = True
     up: bool = False
     draining: str = ""
@@ -84,6 +87,15 @@ class ReplicaLinks:
         return [replica.info for replica in self._replicas.values() if replica.up and not replica.draining]
 
     @property
+    def hashing(self) -> tuple[str, int] | None:
+        """The model's fingerprint and the block size with which replicas hash prompts; None until one has told."""
+        for replica in self._replicas.values():
+            fingerprint, block_size = (replica.info.metadata.get(name) for name in ("fingerprint", "block_size"))
+            if isinstance(fingerprint, str) and isinstance(block_size, int):
+                return fingerprint, block_size
+        return None
+
+    @property
     def num_known(self) -> int:
         """Replicas that are dialled, connected or not."""
         return len(self._replicas)
@@ -106,7 +118,7 @@ class ReplicaLinks:
             endpoint = _endpoint(info)
             if info.replica_id not in self._replicas and endpoint is not None:
                 link = self._connector.connect(endpoint, self._client_id, self._secret, self)
-                replica = _Replica(info.replica_id, info, link)
+                replica = _Replica(info.replica_id, info, link, BlockFollower(info.replica_id, self._balancer))
                 self._replicas[info.replica_id] = self._by_link[link] = replica
         listed = {info.replica_id for info in infos}
         for replica in list(self._replicas.values()):
@@ -130,13 +142,22 @@ class ReplicaLinks:
             self._balancer.add_replica(replica.replica_id, int(replica.info.metadata["block_size"]), load)
             if replica.draining:
                 self._balancer.set_draining(replica.replica_id)
+            link.send(encode_sync(replica.follower.connected()))
             self._move_waiting()
             self._listener.changed()
+        elif frame.kind == Kind.BLOCKS:
+            self._ask_again(replica, replica.follower.changed(decode_blocks(frame)))
+        elif frame.kind == Kind.SNAPSHOT:
+            self._ask_again(replica, replica.follower.replaced(decode_snapshot(frame)))
         elif frame.kind == Kind.DRAINING:
             draining = decode_draining(frame)
             self._drain(replica, draining.deadline_s, draining.reason)
         else:
             self._balancer.heard(replica.replica_id)
+
+    def _ask_again(self, replica: _Replica, ask_from: int | None) -> None:
+        if ask_from is not None:
+            replica.link.send(encode_sync(ask_from))
 
     def link_down(self, link: Link, cause: Exception | None) -> None:
         """The line to a replica is lost, and with it every token on its way."""

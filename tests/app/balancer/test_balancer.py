@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.balancer import Balancer, BookingGoneError, ReplicaLoad, RequestCost, cost_s
+from app.balancer import Balancer, BookingGoneError, CheapestPolicy, Choice, RequestCost
+from app.balancer.fleet import Fleet
+from app.balancer.prefix_index import slots_of
 from app.transport.messages import LoadReport
 
 LOAD = LoadReport(num_blocks=100, num_free_blocks=100, prefill_tokens_per_s=1000.0, decode_step_s=0.02)
@@ -24,16 +25,16 @@ class Clock:
         return self.now_s
 
 
-class Recording:
-    """The default's choice, checked against the definition of cheapest."""
+class Recording(CheapestPolicy):
+    """The default policy; which replicas it could choose from."""
 
     def __init__(self) -> None:
-        self.offered: tuple[str, ...] = ()
+        super().__init__()
+        self.offered: set[str] = set()
 
-    def choose(self, request: RequestCost, candidates: Sequence[ReplicaLoad]) -> int:
-        self.offered = tuple(load.replica_id for load in candidates)
-        costs = [cost_s(request, load) for load in candidates]
-        return costs.index(min(costs))
+    def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
+        self.offered = {fleet.replica_ids[slot] for slot in slots_of(among)}
+        return super().choose(request, fleet, among)
 
 
 class BalancerMachine(RuleBasedStateMachine):
@@ -86,13 +87,14 @@ class BalancerMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.integers(1, 400), excluded=st.sets(names))
     def book(self, tokens: int, excluded: set[str]) -> None:
+        chain = [bytes([block % 3, block]) for block in range(tokens // 16)]
         self.next_key += 1
         self.keys[self.next_key] = frozenset(excluded)
         eligible = self.eligible() - excluded
-        placement = self.balancer.book(self.next_key, RequestCost(tokens, 20), excluded)
+        placement = self.balancer.book(self.next_key, RequestCost(tokens, 20, 1, chain), excluded)
         assert (placement.replica_id in eligible) if eligible else placement.replica_id is None
         if eligible:
-            assert set(self.policy.offered) == eligible
+            assert self.policy.offered == eligible
 
     @precondition(lambda self: self.keys)
     @rule(data=st.data(), refused=st.booleans())
@@ -127,22 +129,26 @@ class BalancerMachine(RuleBasedStateMachine):
     def sums_match_the_bookings(self) -> None:
         assert self.balancer.num_bookings == len(self.keys)
         assert self.balancer.num_available == len(self.eligible())
-        for name, replica in self.balancer._replicas.items():
+        fleet = self.balancer._fleet
+        assert len(fleet) == len(fleet.order) == len(self.heard_at)
+        for name in self.heard_at:
+            slot = fleet.slot_of(name)
+            assert slot is not None
             placed = [booking for booking in self.balancer._bookings.values() if booking.replica_id == name]
-            unreported = [booking.cost for booking in placed if not booking.reported]
-            assert replica.num_bookings == len(placed)
-            assert replica.unreported_tokens == sum(cost.prompt_tokens for cost in unreported)
-            assert replica.unreported_sequences == sum(cost.num_sequences for cost in unreported)
-            assert replica.unreported_blocks == sum(-(-cost.prompt_tokens // 16) for cost in unreported)
+            assert sorted(self.balancer.bookings_at(name)) == sorted(booking.key for booking in placed)
+            unreported = [booking for booking in placed if not booking.reported]
+            assert fleet.num_sequences[slot] == sum(booking.cost.num_sequences for booking in unreported)
+            assert fleet.num_blocks_taken[slot] == sum(booking.num_new_blocks for booking in unreported)
+            assert fleet.expected.held(slot) == {item for booking in placed for item in booking.expected}
 
     def teardown(self) -> None:
         for key in list(self.keys):
             self.balancer.release(key)
         assert self.balancer.num_bookings == 0
-        assert all(
-            (replica.num_bookings, replica.unreported_tokens, replica.unreported_sequences) == (0, 0, 0)
-            for replica in self.balancer._replicas.values()
-        )
+        fleet = self.balancer._fleet
+        assert not len(fleet.expected)
+        assert not any(fleet.num_sequences)
+        assert not any(fleet.num_blocks_taken)
 
 
 BalancerMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
@@ -169,13 +175,13 @@ def test_a_booking_counts_until_the_report_includes_it() -> None:
 
 
 def test_a_failing_policy_costs_balance_and_no_request(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        def choose(self, request: RequestCost, candidates: Sequence[ReplicaLoad]) -> int:
-            raise ZeroDivisionError(len(candidates) + request.prompt_tokens)
+    class Broken(CheapestPolicy):
+        def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
+            raise ZeroDivisionError(len(fleet) + request.prompt_tokens + among)
 
-    class OutOfRange:
-        def choose(self, request: RequestCost, candidates: Sequence[ReplicaLoad]) -> int:
-            return len(candidates) + request.prompt_tokens
+    class OutOfRange(CheapestPolicy):
+        def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
+            return Choice(len(fleet) + request.prompt_tokens + among, 0, 0.0)
 
     for policy in (Broken(), OutOfRange()):
         balancer = Balancer(policy)
@@ -215,4 +221,86 @@ def test_threads_neither_lose_nor_leak_bookings() -> None:
     for thread in threads:
         thread.join()
     assert balancer.num_bookings == 0
-    assert all(replica.unreported_tokens == replica.num_bookings == 0 for replica in balancer._replicas.values())
+    assert not balancer.bookings_at("a")
+    assert not balancer.bookings_at("b")
+    assert not any(balancer._fleet.num_blocks_taken)
+
+
+def chain(name: str, length: int) -> list[bytes]:
+    return [f"{name}{index}".encode() for index in range(length)]
+
+
+def prompt(name: str, num_blocks: int) -> RequestCost:
+    return RequestCost(16 * num_blocks + 1, 20, 1, chain(name, num_blocks))
+
+
+def test_a_request_follows_its_prefix_unless_waiting_costs_more() -> None:
+    balancer = Balancer()
+    for name in ("a", "b"):
+        balancer.add_replica(name, 16, LOAD)
+    balancer.blocks_changed("b", chain("x", 10), ())
+    assert balancer.book(1, prompt("x", 12)).replica_id == "b"
+    receipt = balancer.receipt(1)
+    assert receipt is not None
+    assert (receipt.replica_id, receipt.cached_tokens) == ("b", 160)
+    balancer.report("b", replace(LOAD, num_waiting_tokens=500))
+    assert balancer.book(2, prompt("x", 12)).replica_id == "a"
+    balancer.blocks_changed("b", (), chain("x", 10))
+    assert balancer.book(3, prompt("x", 3)).replica_id == "a"
+
+
+def test_equal_prompts_of_the_same_millisecond_meet() -> None:
+    balancer = Balancer()
+    for name in ("a", "b", "c"):
+        balancer.add_replica(name, 16, LOAD)
+    at = balancer.book(1, prompt("x", 20)).replica_id
+    # Nothing is cached yet, but will be when the second one's turn comes.
+    assert balancer.book(2, prompt("x", 20)).replica_id == at
+    receipt = balancer.receipt(2)
+    assert receipt is not None
+    assert receipt.cached_tokens == 320
+    balancer.release(1)
+    balancer.release(2)
+    assert not len(balancer._fleet.expected)
+
+
+def test_an_old_report_does_not_bring_back_work_that_is_done() -> None:
+    clock = Clock()
+    balancer = Balancer(clock=clock)
+    for name in ("a", "b"):
+        balancer.add_replica(name, 16, LOAD)
+    clock.now_s += 1.0
+    balancer.report("a", replace(LOAD, num_waiting_tokens=1000), age_s=1.0)
+    balancer.report("b", replace(LOAD, num_waiting_tokens=100))
+    assert balancer.book(1, COST).replica_id == "a"
+
+
+def test_held_requests_go_when_a_replica_comes_free_the_shortest_first() -> None:
+    clock = Clock()
+    balancer = Balancer(hold_s=0.0, clock=clock)
+    balancer.add_replica("a", 16, LOAD)
+    assert balancer.book(1, RequestCost(1000, 1)).replica_id == "a"
+    assert balancer.book(2, RequestCost(500, 1)).held
+    assert balancer.book(3, RequestCost(100, 1)).held
+    assert balancer.num_held == 2
+    assert balancer.next_dispatch_s() == pytest.approx(1.0)
+    assert balancer.dispatch() == []
+    clock.now_s += 1.0
+    assert balancer.dispatch() == [3]
+    assert balancer.replica_of(3) == "a"
+    clock.now_s += 0.1
+    assert balancer.dispatch() == [2]
+    assert balancer.num_held == 0
+    assert balancer.next_dispatch_s() is None
+
+
+def test_nothing_stays_held_when_its_replicas_go() -> None:
+    balancer = Balancer(hold_s=0.0)
+    balancer.add_replica("a", 16, LOAD)
+    balancer.book(1, RequestCost(1000, 1))
+    assert balancer.book(2, COST).held
+    assert balancer.remove_replica("a") == [1]
+    assert balancer.dispatch() == [2]
+    assert balancer.replica_of(2) is None
+    balancer.release(2)
+    assert balancer.num_bookings == 1

@@ -142,7 +142,10 @@ def booked_pids(client: ReplicaSetClient) -> dict[int, int]:
 
 def used_blocks(client: ReplicaSetClient) -> list[int]:
     """KV blocks in use on each replica, as last reported."""
-    return [replica.load.num_blocks - replica.load.num_free_blocks for replica in client._balancer._replicas.values()]
+    fleet = client._balancer._fleet
+    slots = [fleet.slot_of(info.replica_id) for info in client._links.live]
+    loads = [fleet.loads[slot] for slot in slots if slot is not None]
+    return [load.num_blocks - load.num_free_blocks for load in loads]
 
 
 async def test_concurrent_requests_a_killed_replica_and_a_reader_that_leaves(handle: Any) -> None:

@@ -1,0 +1,77 @@
+"""A request's claim on a replica, from its arrival to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from app.balancer.cost import RequestCost
+
+
+class BookingGoneError(KeyError):
+    """The booking was released or has expired: its request has ended or moved on."""
+
+
+class Placement(NamedTuple):
+    """Where a booking stands.
+
+    Attributes:
+        replica_id: None while no replica can take it, or while it is held.
+        held: replicas could take it, but it would only wait there; `Balancer.dispatch` places it later.
+    """
+
+    replica_id: str | None
+    num_moves: int
+    held: bool = False
+
+
+class RouteReceipt(NamedTuple):
+    """What a choice rested on: for the client that asks why its request went where it did."""
+
+    replica_id: str
+    cached_tokens: int
+    wait_s: float
+    cost_s: float
+
+
+@dataclass(slots=True)
+class Booking:
+    """`reported`: the replica's own numbers include it by now. `expected`: blocks announced on its behalf.
+    `wanted_slot`: where it was placed or, if held, where it would have been.
+    """
+
+    key: int
+    cost: RequestCost
+    excluded: frozenset[str]
+    arrived_at: float
+    booked_at: float
+    replica_id: str | None = None
+    slot: int = -1
+    num_cached_blocks: int = 0
+    predicted_wait_s: float = 0.0
+    predicted_cost_s: float = 0.0
+    prefill_s: float = 0.0
+    wanted_slot: int = -1
+    reported: bool = False
+    held: bool = False
+    num_moves: int = 0
+    refused_by: set[str] = field(default_factory=set)
+    expected: list[Hashable] = field(default_factory=list)
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Prompt tokens that its replica has yet to compute, as far as is known."""
+        return self.cost.uncached_tokens(self.num_cached_blocks)
+
+    @property
+    def num_new_blocks(self) -> int:
+        """Blocks that its prompt takes beyond those cached."""
+        return -(-self.cost.prompt_tokens // self.cost.block_size) - self.num_cached_blocks
+
+    def receipt(self) -> RouteReceipt | None:
+        """None while it is placed nowhere."""
+        if self.replica_id is None:
+            return None
+        cached = min(self.num_cached_blocks * self.cost.block_size, self.cost.prompt_tokens - 1)
+        return RouteReceipt(self.replica_id, cached, self.predicted_wait_s, self.predicted_cost_s)
