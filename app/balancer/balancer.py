@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 # Held requests looked at in one go, the first in their order.
 _MAX_HELD_TRIED = 64
 # Seconds of prompt by which a held request counts as shorter for each second that it has waited.
-_AGEING = 0.1
+_AGEING = 0.3
 # Prompts longer than this count as this long among those held, or the longest would wait for all others.
-_LONGEST_S = 6.0
+_LONGEST_S = 3.0
 
 
 class Balancer:

@@ -64,9 +64,9 @@ class CostWeights(NamedTuple):
             `reuse_half_life_s` that the block has lain unused.
     """
 
-    crowding: float = 0.2
-    reuse: float = 0.5
-    reuse_half_life_s: float = 200.0
+    crowding: float = 0.4
+    reuse: float = 0.3
+    reuse_half_life_s: float = 140.0
 
 
 def cost_s(request: RequestCost, load: ReplicaLoad, num_cached_blocks: int, weights: CostWeights) -> float:
