@@ -23,12 +23,6 @@ _FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-cont
 # kernel<<<grid, block, shared, stream>>>(arguments);
 _LAUNCH = re.compile(r"([\w:]+(?:<[\w\s,]+>)?)\s*<<<(.*?)>>>\s*\((.*?)\);", re.DOTALL)
 _DYNAMIC_SHARED = re.compile(r"extern __shared__ \S+ unsigned char (\w+)\[\];")
-# The functions of async_copy.cuh, which are assembly.
-_ASYNC_BODIES = {
-    "copy_async_16": "emulation::copy_async(shared, global, valid);",
-    "commit_async_group": "emulation::commit();",
-    "wait_async_groups": "emulation::wait_groups(kPending);",
-}
 
 
 def build_library() -> Path:
@@ -53,7 +47,7 @@ def build_library() -> Path:
 
 
 def translate(source: str) -> str:
-    """CUDA C++ to C++: kernel launches, dynamic shared memory and the asynchronous copies' assembly."""
+    """CUDA C++ to C++: kernel launches and dynamic shared memory."""
 
     def launch(match: re.Match[str]) -> str:
         kernel, configuration, arguments = match.groups()
@@ -61,16 +55,15 @@ def translate(source: str) -> str:
         return f"emulation::launch({grid}, {block}, {shared}, [=] {{ {kernel}({arguments}); }});"
 
     source = _LAUNCH.sub(launch, source)
-    source = _DYNAMIC_SHARED.sub(r"unsigned char* \1 = emulation::aligned_shared();", source)
-    for function, body in _ASYNC_BODIES.items():
-        source = re.sub(rf"(void {function}\([^)]*\)) \{{.*?\n?\}}", rf"\1 {{ {body} }}", source, flags=re.DOTALL)
-    return source
+    return _DYNAMIC_SHARED.sub(r"unsigned char* \1 = emulation::aligned_shared();", source)
 
 
 def _compile(folder: Path) -> Path:
     units = [_HERE / "emulation.cpp"]
     for path in sorted((_SOURCES / "cuda").iterdir()):
-        if path.suffix in (".cu", ".cuh", ".h"):
+        if (_HERE / path.name).exists():  # assembly, for which this folder has another file
+            shutil.copy(_HERE / path.name, folder)
+        elif path.suffix in (".cu", ".cuh", ".h"):
             target = folder / (f"{path.name}.cpp" if path.suffix == ".cu" else path.name)
             target.write_text(translate(path.read_text()))
             if path.suffix == ".cu":

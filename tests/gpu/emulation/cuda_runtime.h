@@ -2,11 +2,12 @@
 //
 // One CTA runs at a time. Its threads are fibers of one host thread, which change places only where the kernel
 // synchronises, so every run is the same; one warp runs as far ahead of the others as the kernel's barriers let it.
-// Dynamic shared memory starts as NaN. An asynchronous copy lands at once, or, with QUIRE_EMULATED_COPIES=late, as late
+// Dynamic shared memory starts as NaN. The device has QUIRE_EMULATED_PROCESSORS multiprocessors (4) of 2 CTAs each. An asynchronous copy lands at once, or, with QUIRE_EMULATED_COPIES=late, as late
 // as its wait allows: a kernel that reads too early, or overwrites what a neighbour still reads, gives wrong numbers in
 // one of the two.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 #include <vector>
 
 #define __global__
+#define __host__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -38,10 +40,12 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 
 namespace emulation {
 
 constexpr int kWarp = 32;
+constexpr size_t kExchange = 8;
 constexpr size_t kStackBytes = 64 * 1024;
 constexpr size_t kSharedLimit = 99 * 1024;  // what sm_86 and sm_89 allow
 constexpr size_t kSharedByDefault = 48 * 1024;
@@ -53,23 +57,25 @@ struct Barrier {
 };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // only to start: from then on the fiber resumes where it jumped away from
+    jmp_buf place;
     std::vector<char> stack;
-    bool done = false;
+    bool started = false, done = false;
+    bool odd_exchange = false;
     dim3 thread;
     std::vector<Copy> open;                  // copies of the group that is not committed yet
     std::vector<std::vector<Copy>> groups;   // committed, not landed
 };
 
 struct Cta {
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     std::vector<std::unique_ptr<Fiber>> fibers;
     Fiber* running = nullptr;
     int running_index = 0;
     size_t progress = 0;  // barriers that opened and threads that ended
     Barrier all;
     std::vector<Barrier> warps;
-    std::vector<uint64_t> exchange;  // one slot a thread, for shuffles
+    std::vector<uint64_t> exchange;  // kExchange words a thread, for what a warp does together
     std::function<void()> body;
 };
 
@@ -90,17 +96,29 @@ void copy_async(void* to, const void* from, bool valid);
 void commit();
 void wait_groups(size_t pending);
 
+// What a warp does together: each lane brings a `Lane`; the last to come runs `body` over all 32. Returns this lane's,
+// which the next such call overwrites.
+template <typename Lane, typename Body>
+Lane& warp_together(const Lane& mine, Body body) {
+    static_assert(sizeof(Lane) <= kExchange * sizeof(uint64_t));
+    Cta& c = *cta;
+    const int warp = c.running_index / kWarp;
+    // The lanes wait once, so two exchanges take turns: one may be written while the other is still read.
+    bool& odd = c.running->odd_exchange;
+    uint64_t* const words = c.exchange.data() + ((odd ? c.fibers.size() : 0) + warp * kWarp) * kExchange;
+    odd = !odd;
+    Lane* const lanes = reinterpret_cast<Lane*>(words);
+    new (&lanes[c.running_index % kWarp]) Lane(mine);
+    Barrier& barrier = c.warps[warp];
+    if (barrier.waiting == kWarp - 1) body(lanes);
+    wait_at(barrier, kWarp);
+    return lanes[c.running_index % kWarp];
+}
+
 template <typename T>
 T exchange(T value, int source_lane) {
-    static_assert(sizeof(T) <= 8);
-    Cta& c = *cta;
-    const int index = c.running_index, warp = index / kWarp;
-    std::memcpy(&c.exchange[index], &value, sizeof(T));
-    wait_at(c.warps[warp], kWarp);
-    T result;
-    std::memcpy(&result, &c.exchange[warp * kWarp + source_lane], sizeof(T));
-    wait_at(c.warps[warp], kWarp);
-    return result;
+    T* const lanes = &warp_together(value, [](T*) {}) - cta->running_index % kWarp;
+    return lanes[source_lane];
 }
 
 }  // namespace emulation
@@ -121,6 +139,19 @@ inline void __syncwarp() {
 template <typename T>
 T __shfl_sync(unsigned, T value, int lane) { return emulation::exchange(value, lane); }
 template <typename T>
+T __shfl_up_sync(unsigned, T value, int offset) {
+    const int lane = emulation::cta->running_index % emulation::kWarp;
+    return emulation::exchange(value, lane < offset ? lane : lane - offset);
+}
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+    const int lane = emulation::cta->running_index % emulation::kWarp;
+    const bool* const lanes = &emulation::warp_together(predicate, [](bool*) {}) - lane;
+    unsigned votes = 0;
+    for (int l = 0; l < emulation::kWarp; ++l) votes |= static_cast<unsigned>(lanes[l]) << l;
+    return votes;
+}
+inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
+template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
     return emulation::exchange(value, emulation::cta->running_index % emulation::kWarp ^ mask);
 }
@@ -132,7 +163,21 @@ inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline cudaError_t cudaGetLastError() { return std::exchange(emulation::last_error, cudaSuccess); }
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid configuration"; }
 inline const char* cudaGetErrorName(cudaError_t) { return "cudaErrorInvalidConfiguration"; }
-inline cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
+// A device for each number of multiprocessors, since kernels remember what they asked of a device.
+inline cudaError_t cudaGetDevice(int* device) {
+    const char* processors = std::getenv("QUIRE_EMULATED_PROCESSORS");
+    *device = processors != nullptr ? std::atoi(processors) : 4;
+    return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+    *value = device;
+    return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* ctas, Kernel, int, size_t) {
+    *ctas = 2;
+    return cudaSuccess;
+}
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int bytes) {
     if (static_cast<size_t>(bytes) > emulation::kSharedLimit) return cudaErrorInvalidConfiguration;

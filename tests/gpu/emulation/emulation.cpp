@@ -24,16 +24,23 @@ void land(const Copy& copy) {
     }
 }
 
+// Jumps, since swapcontext() asks the kernel for the signal mask each time.
 void yield_fiber() {
-    Cta& c = *cta;
-    swapcontext(&c.running->context, &c.scheduler);
+    if (_setjmp(cta->running->place) == 0) _longjmp(cta->scheduler, 1);
+}
+
+void resume(Fiber& fiber) {
+    if (_setjmp(cta->scheduler) != 0) return;
+    if (fiber.started) _longjmp(fiber.place, 1);
+    fiber.started = true;
+    setcontext(&fiber.context);
 }
 
 void run_fiber() {
     cta->body();
     cta->running->done = true;
     ++cta->progress;
-    swapcontext(&cta->running->context, &cta->scheduler);
+    _longjmp(cta->scheduler, 1);
 }
 
 // Runs one warp as far as it can get without the others, which so fall behind as far as the kernel's barriers let them.
@@ -48,7 +55,7 @@ size_t run_warp(size_t warp) {
             if (fiber.done) continue;
             c.running = &fiber;
             c.running_index = static_cast<int>(i);
-            swapcontext(&c.scheduler, &fiber.context);
+            resume(fiber);
             ended += fiber.done;
         }
     } while (c.progress != before);
@@ -92,9 +99,33 @@ void wait_groups(size_t pending) {
     }
 }
 
+namespace {
+
+// A CTA as a kernel finds it: nothing in shared memory, no thread begun.
+void reset(Cta& current) {
+    std::memset(shared_memory.data(), 0xff, shared_memory.size());
+    current.all = {};
+    current.warps.assign(current.fibers.size() / kWarp, {});
+    for (size_t i = 0; i < current.fibers.size(); ++i) {
+        Fiber& fiber = *current.fibers[i];
+        fiber.started = fiber.done = fiber.odd_exchange = false;
+        fiber.thread = dim3(static_cast<unsigned>(i), 0, 0);
+        fiber.open.clear();
+        fiber.groups.clear();
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+}
+
+}  // namespace
+
 void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& body) {
     const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
-    const bool fits = grid.x >= 1 && grid.y >= 1 && grid.y <= 65535 && threads >= 1 && threads <= 1024;
+    const bool fits = grid.x >= 1 && grid.y >= 1 && grid.y <= 65535 && grid.z >= 1 && grid.z <= 65535 &&
+                      threads >= 1 && threads <= 1024;
     if (!fits || shared_bytes > std::max(kSharedByDefault, shared_allowed) || threads % kWarp != 0) {
         last_error = cudaErrorInvalidConfiguration;
         return;
@@ -104,32 +135,20 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
     grid_dim = grid;
     block_dim = block;
     current.body = body;
-    current.exchange.resize(threads);
+    current.exchange.resize(2 * threads * kExchange);
     shared_memory.resize(shared_bytes + 16);
     for (size_t i = 0; i < threads; ++i) {
         current.fibers.push_back(std::make_unique<Fiber>());
         current.fibers.back()->stack.resize(kStackBytes);
     }
-    for (unsigned y = 0; y < grid.y; ++y) {
-        for (unsigned x = 0; x < grid.x; ++x) {
-            block_index = dim3(x, y);
-            std::memset(shared_memory.data(), 0xff, shared_memory.size());
-            current.all = {};
-            current.warps.assign(threads / kWarp, {});
-            for (size_t i = 0; i < threads; ++i) {
-                Fiber& fiber = *current.fibers[i];
-                fiber.done = false;
-                fiber.thread = dim3(static_cast<unsigned>(i), 0, 0);
-                fiber.open.clear();
-                fiber.groups.clear();
-                getcontext(&fiber.context);
-                fiber.context.uc_stack.ss_sp = fiber.stack.data();
-                fiber.context.uc_stack.ss_size = fiber.stack.size();
-                fiber.context.uc_link = nullptr;
-                makecontext(&fiber.context, run_fiber, 0);
+    for (unsigned z = 0; z < grid.z; ++z) {
+        for (unsigned y = 0; y < grid.y; ++y) {
+            for (unsigned x = 0; x < grid.x; ++x) {
+                block_index = dim3(x, y, z);
+                reset(current);
+                size_t left = threads;
+                for (size_t warp = 0; left > 0; warp = (warp + 1) % current.warps.size()) left -= run_warp(warp);
             }
-            size_t left = threads;
-            for (size_t warp = 0; left > 0; warp = (warp + 1) % current.warps.size()) left -= run_warp(warp);
         }
     }
     cta = nullptr;
