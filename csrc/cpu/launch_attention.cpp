@@ -24,6 +24,7 @@ int check_shapes(const QuirePagedAttentionParams& p) {
     QUIRE_CHECK(check_range(kOp, "head_dim", p.head_dim, 2, 1 << 16));
     QUIRE_CHECK(check_range(kOp, "max_blocks", p.max_blocks, 0, INT32_MAX));
     QUIRE_CHECK(check_range(kOp, "sliding_window", p.sliding_window, 0, INT32_MAX));
+    QUIRE_CHECK(check_range(kOp, "split_tokens", p.split_tokens, 0, 0));  // no result depends on the batch anyway
     if (p.head_dim % 2 != 0) return fail(QUIRE_INVALID_ARGUMENT, "%s: head_dim=%d is odd", kOp, p.head_dim);
     if (p.num_heads % p.num_kv_heads != 0) {
         return fail(QUIRE_INVALID_ARGUMENT, "%s: num_heads=%d is no multiple of num_kv_heads=%d", kOp, p.num_heads,

@@ -1,4 +1,5 @@
-// Checks paged attention's arguments and chooses the kernel for the cache's type.
+// Checks paged attention's arguments and chooses the kernels: tensor cores where they take the call, CUDA cores elsewhere.
+#include "matrix_attention.h"
 #include "paged_attention.cuh"
 
 namespace quire {
@@ -47,7 +48,8 @@ int check_shapes(const QuirePagedAttentionParams& p) {
     QUIRE_REQUIRE(static_cast<int64_t>(p.max_blocks) * p.block_size >= p.max_seq_len,
                   "%s: max_seq_len=%d does not fit in max_blocks=%d blocks of %d", kName, p.max_seq_len, p.max_blocks,
                   p.block_size);
-    QUIRE_REQUIRE(p.reserved == 0, "%s: reserved=%d must be 0", kName, p.reserved);
+    QUIRE_REQUIRE(p.split_tokens >= 0 && p.split_tokens % kSplitGrain == 0,
+                  "%s: split_tokens=%d must be 0 or a positive multiple of %d", kName, p.split_tokens, kSplitGrain);
     return QUIRE_OK;
 }
 
@@ -95,6 +97,7 @@ int quire_paged_attention(const QuirePagedAttentionParams* params) {
     if (p.num_tokens == 0) return QUIRE_OK;
     if (int status = check_pointers(p)) return status;
     const AttentionArguments args = arguments_of(p);
+    if (matrix_attention_takes(p)) return launch_matrix_attention(p, args);
     const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
     return with_dtype(p.cache_dtype, [&](auto zero) {
         return launch_attention<decltype(zero)>(args, p.num_kv_heads, p.head_dim, p.max_query_len, stream);
@@ -106,6 +109,7 @@ int quire_paged_attention_workspace(const QuirePagedAttentionParams* params, int
     if (int status = check_params(params, "paged_attention_workspace")) return status;
     QUIRE_REQUIRE(bytes != nullptr, "paged_attention_workspace: bytes is null");
     if (int status = check_shapes(*params)) return status;
-    *bytes = 0;  // no split of a sequence over CTAs, so no partial results
-    return QUIRE_OK;
+    *bytes = 0;
+    const bool takes = params->num_tokens > 0 && matrix_attention_takes(*params);
+    return takes ? matrix_attention_workspace(*params, arguments_of(*params), bytes) : QUIRE_OK;
 }

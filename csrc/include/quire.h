@@ -143,6 +143,12 @@ typedef struct QuireRotateAndCacheParams {
  * Sequence i owns rows query_start_loc[i] .. query_start_loc[i + 1]; they are its last tokens. Rows of no sequence
  * (past query_start_loc[num_seqs]) come out zero. Query head h reads KV head h / (num_heads / num_kv_heads).
  * Slots at or past seq_lens[i], and table entries past the last block, are never used: they may hold anything.
+ *
+ * CUDA: what is launched follows from the struct alone, never from what lies in device memory, so that a captured graph
+ * computes on whatever lengths are there at a replay, within max_query_len, max_seq_len and num_tokens. Long sequences
+ * are cut up for several CTAs: with split_tokens 0 where it suits the batch, so that the last bits of a row may depend
+ * on it; otherwise at multiples of split_tokens (itself a multiple of 64), and a row's result is bitwise the same alone,
+ * in any batch and in any chunk.
  */
 typedef struct QuirePagedAttentionParams {
     uint32_t size;
@@ -175,7 +181,7 @@ typedef struct QuirePagedAttentionParams {
     int32_t dtype;       /* of query and out */
     int32_t cache_dtype; /* of both caches */
     int32_t num_threads;
-    int32_t reserved; /* 0 */
+    int32_t split_tokens; /* CUDA: see above; CPU: 0 */
 } QuirePagedAttentionParams;
 
 /* Copy whole blocks within the pool, in order: a block written by one pair is what a later pair reads. */
@@ -205,7 +211,8 @@ QUIRE_API int quire_rotate_and_cache(const QuireRotateAndCacheParams* params);
 QUIRE_API int quire_paged_attention(const QuirePagedAttentionParams* params);
 QUIRE_API int quire_copy_blocks(const QuireCopyBlocksParams* params);
 
-/* Scratch that quire_paged_attention needs for these shapes (pointers are not looked at); the CPU needs none. */
+/* Scratch that quire_paged_attention needs for this struct, whose pointers are not followed; the CPU needs none. Its
+ * contents do not matter, and calls on one stream can share it. */
 QUIRE_API int quire_paged_attention_workspace(const QuirePagedAttentionParams* params, int64_t* bytes);
 
 /* CPU library only. The instruction set in use: "scalar", "avx2" or "avx512". It is the best that the machine has,

@@ -136,7 +136,7 @@ class PagedAttentionParams(Params):
         ("dtype", _I32),
         ("cache_dtype", _I32),
         ("num_threads", _I32),
-        ("reserved", _I32),
+        ("split_tokens", _I32),
     ]
 
 

@@ -21,7 +21,7 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 class _Structs(threading.local):
     """One thread's structs: a call of another thread must not write into them while this one's is in flight."""
 
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self, num_threads: int, split_tokens: int) -> None:
         self.rms_norm = abi.RmsNormParams()
         self.add_rms_norm = abi.AddRmsNormParams()
         self.silu_and_mul = abi.SiluAndMulParams()
@@ -38,6 +38,7 @@ class _Structs(threading.local):
             self.copy_blocks,
         ):
             params.num_threads = num_threads
+        self.paged_attention.split_tokens = split_tokens
 
 
 class NativeBackend:
@@ -47,16 +48,17 @@ class NativeBackend:
         library: a loaded kernel library.
         device_type: "cpu" or "cuda"; tensors anywhere else are refused.
         num_threads: threads of one call, the caller's included; 0 on CUDA.
+        split_tokens: where attention cuts long sequences, as quire.h says; 0 on the CPU.
 
     Every method raises KernelError for tensors that do not fit.
     """
 
     name = "native"
 
-    def __init__(self, library: KernelLibrary, device_type: str, num_threads: int) -> None:
+    def __init__(self, library: KernelLibrary, device_type: str, num_threads: int, split_tokens: int = 0) -> None:
         self.library = library
         self._device_type = device_type
-        self._structs = _Structs(num_threads)
+        self._structs = _Structs(num_threads, split_tokens)
 
     def _stream(self) -> int | None:
         """The raw stream that the next call is queued on; None where there are none."""

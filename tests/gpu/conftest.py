@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from engine.kernels import abi
 from engine.kernels.backend import AttentionMetadata
 from engine.kernels.cuda import CudaBackend
 from engine.kernels.library import KernelLibrary
@@ -17,14 +18,21 @@ from engine.kernels.native import NativeBackend
 from tests.engine.kernels.cases import PagedBatch
 from tests.gpu.emulation.build import build_library
 
+SPLIT_TOKENS = 128  # of the emulation with fixed splits, so that short sequences have several
+
 
 class EmulatedBackend(NativeBackend):
-    """The CUDA library compiled for the CPU, over tensors in host memory."""
+    """The CUDA library compiled for the CPU, over tensors in host memory. The workspace comes as NaN."""
 
     name = "emulated cuda"
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(KernelLibrary(path, ctypes.CDLL(str(path))), "cpu", num_threads=0)
+    def __init__(self, path: Path, split_tokens: int = 0) -> None:
+        super().__init__(KernelLibrary(path, ctypes.CDLL(str(path))), "cpu", 0, split_tokens)
+
+    def _attach_workspace(self, params: abi.PagedAttentionParams, query: torch.Tensor) -> None:
+        needed = self.library.attention_workspace(params)
+        self._workspace = torch.full((needed // 4,), float("nan"), device=query.device)
+        params.workspace, params.workspace_bytes = self._workspace.data_ptr() if needed else None, needed
 
 
 class Kernels(NamedTuple):
@@ -81,3 +89,11 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
         return Kernels(CudaBackend(), "cuda")
     emulated: Kernels = request.getfixturevalue("emulated")
     return emulated
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def invariant_kernels(request: pytest.FixtureRequest) -> Kernels:
+    """Each way to run the CUDA kernels so that no row depends on its batch."""
+    if request.param == "cuda":
+        return Kernels(CudaBackend(batch_invariant=True), "cuda")
+    return Kernels(EmulatedBackend(request.getfixturevalue("emulated_library"), SPLIT_TOKENS), "cpu")

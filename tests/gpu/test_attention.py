@@ -1,4 +1,5 @@
-"""Paged attention on CUDA: against float64, over poison, and bitwise the same for a row wherever it is computed."""
+"""Paged attention on CUDA cores, which take float32, mixed types and small blocks: against float64, over poison, and
+bitwise the same for a row wherever it is computed."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def test_shapes_of_batches(kernels: Kernels, heads: tuple[int, int], lengths: tu
 
 @pytest.mark.parametrize(
     ("dtype", "cache_dtype", "head_dim"),
-    [(dtype, dtype, head_dim) for dtype in DTYPES for head_dim in HEAD_DIMS]
+    [(torch.float32, torch.float32, head_dim) for head_dim in HEAD_DIMS]
+    + [(torch.float32, torch.bfloat16, 128)]
     + [(dtype, cache_dtype, 64) for dtype in DTYPES for cache_dtype in DTYPES if dtype != cache_dtype],
 )
 def test_head_dims_and_types(kernels: Kernels, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
@@ -49,6 +51,12 @@ def test_asynchronous_copies_may_land_late(
 @pytest.mark.parametrize("block_size", [1, 8, 32, 256])
 def test_block_sizes(kernels: Kernels, block_size: int) -> None:
     batch = make_batch(((1, 70), (20, 283)), block_size=block_size)
+    assert_rounds_to(kernels.attend(batch), batch.exact())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_blocks_too_small_for_tensor_cores(kernels: Kernels, dtype: torch.dtype) -> None:
+    batch = make_batch(((1, 70), (20, 283)), block_size=8, dtype=dtype)
     assert_rounds_to(kernels.attend(batch), batch.exact())
 
 

@@ -34,7 +34,12 @@ def filled(operation: str) -> abi.Params:
     for name, kind, *_ in params._fields_:
         if kind is ctypes.c_void_p and name not in ("stream", "workspace"):
             setattr(params, name, SOMEWHERE)
-        elif kind in (ctypes.c_int32, ctypes.c_int64) and name not in ("num_threads", "reserved", "sliding_window"):
+        elif kind in (ctypes.c_int32, ctypes.c_int64) and name not in (
+            "num_threads",
+            "reserved",
+            "sliding_window",
+            "split_tokens",
+        ):
             setattr(params, name, 64)
         elif kind is abi.CacheView:
             setattr(params, name, abi.CacheView(SOMEWHERE, 4096, 1024, 64))
@@ -77,6 +82,7 @@ def test_checks_struct_version_and_threads(library: KernelLibrary, operation: st
         ("paged_attention", "head_dim", 66, "head_dim=66; the CUDA kernels have"),
         ("paged_attention", "block_size", 512, "block_size=512"),
         ("paged_attention", "sliding_window", -1, "sliding_window=-1"),
+        ("paged_attention", "split_tokens", 32, "split_tokens=32 must be 0 or a positive multiple of 64"),
         ("paged_attention", "max_seq_len", 4097, "max_seq_len=4097 does not fit in max_blocks=64 blocks of 64"),
         ("paged_attention", "seq_lens", None, "seq_lens or block_tables is null"),
         ("paged_attention", "key_cache", abi.CacheView(SOMEWHERE + 4, 4096, 1024, 64), "multiples of 16 bytes"),
@@ -122,7 +128,8 @@ def test_no_kernel_spills_registers() -> None:
             kernels.add(entry)
         elif (match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)) and match[0][0] != "0":
             spilling.append(f"{entry}: {match[0]}")
-    for name in ("rms_norm", "silu_and_mul", "rotate_and_cache", "paged_attention", "copy_blocks"):
+    attention = ("paged_attention", "decode_attention", "prefill_attention", "merge_shares", "merge_splits")
+    for name in ("rms_norm", "silu_and_mul", "rotate_and_cache", "copy_blocks", *attention):
         for architecture in ("sm_80", "sm_90a"):
             assert any(f"{name}_kernel" in kernel and kernel.endswith(architecture) for kernel in kernels), name
     assert spilling == []

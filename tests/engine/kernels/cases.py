@@ -114,3 +114,13 @@ def assert_rounds_to(actual: torch.Tensor, exact: torch.Tensor, slack: float = 4
     """`actual` is `exact` (float64) but for float32 arithmetic (`slack`, relative and absolute) and one rounding."""
     rounding = torch.finfo(actual.dtype).eps / 2
     torch.testing.assert_close(actual.double(), exact, rtol=rounding + slack, atol=slack)
+
+
+def assert_attends(actual: torch.Tensor, exact: torch.Tensor) -> None:
+    """`actual` is `exact` (float64) but for 16-bit weights of the values and one rounding, vector by vector."""
+    limit = 5e-3 if actual.dtype == torch.bfloat16 else 6e-4
+    error = (actual.double() - exact).norm(dim=-1) / exact.norm(dim=-1)
+    # Rows of no sequence are exactly zero in both: 0 / 0.
+    error[(exact == 0.0).all(dim=-1) & (actual == 0.0).all(dim=-1)] = 0.0
+    worst = int(error.nan_to_num(torch.inf).argmax())
+    assert error.flatten()[worst] < limit, f"vector {worst} (row-major): relative error {error.flatten()[worst]:.2e}"

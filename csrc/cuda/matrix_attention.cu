@@ -1,0 +1,158 @@
+// Paged attention on tensor cores: which calls they take, and how a call is shared out between the kernels.
+//
+// Sequences of one row are decodes (decode_attention.cuh), all others prompts (prefill_attention.cuh); a mixed batch is
+// a launch of each. With splits of a fixed size the prompts' kernel takes the decodes too, since the two sum in
+// different orders.
+#include "matrix_attention.h"
+
+namespace quire {
+namespace {
+
+constexpr const char* kName = "paged_attention";
+
+// Counts the workspace's parts, each 16-byte aligned, and places them once there is a base.
+class Workspace {
+public:
+    explicit Workspace(void* base) : base_(static_cast<unsigned char*>(base)) {}
+
+    float* floats(int64_t count) {
+        const int64_t offset = bytes_;
+        bytes_ += ceil_div(count * static_cast<int64_t>(sizeof(float)), 16) * 16;
+        return base_ == nullptr ? nullptr : reinterpret_cast<float*>(base_ + offset);
+    }
+    int64_t bytes() const { return bytes_; }
+
+private:
+    unsigned char* base_;
+    int64_t bytes_ = 0;
+};
+
+// How one call is computed. The grids follow from shapes and upper bounds alone: a CUDA graph replays them.
+struct MatrixPlan {
+    bool has_decodes, has_prefills;
+    int heads;  // KV heads times chunks of their vectors
+    int vectors, warps;
+    DecodeArguments decodes;
+    PrefillArguments prefills;
+    int64_t workspace_bytes;
+};
+
+template <typename Body>
+int with_element(int dtype, Body body) {
+    return dtype == QUIRE_BFLOAT16 ? body(__nv_bfloat16{}) : body(__half{});
+}
+
+int plan_decodes(const QuirePagedAttentionParams& p, MatrixPlan* plan, Workspace* workspace) {
+    DecodeArguments& args = plan->decodes;
+    plan->vectors = args.group <= 8 ? 8 : 16;
+    args.head_dim = p.head_dim;
+    args.run_tokens = decode_run(p.head_dim);
+    args.chunks = static_cast<int32_t>(ceil_div(args.group, plan->vectors));
+    plan->heads = p.num_kv_heads * args.chunks;
+    int ctas = 0;
+    const int status = with_element(
+        p.dtype, [&](auto zero) { return resident_decodes<decltype(zero)>(p.head_dim, plan->vectors, &ctas); });
+    if (status) return status;
+    args.max_shares = static_cast<int32_t>(max_shares_of_head(ctas, plan->heads));
+    if (args.max_shares > 1) {
+        const int64_t results = int64_t{args.max_shares} * plan->heads * 2 * plan->vectors;
+        args.partial_out = workspace->floats(results * p.head_dim);
+        args.partial_lse = workspace->floats(results);
+    }
+    return QUIRE_OK;
+}
+
+int plan_prefills(const QuirePagedAttentionParams& p, MatrixPlan* plan, Workspace* workspace) {
+    PrefillArguments& args = plan->prefills;
+    // Wide tiles read K and V half as often, where there are vectors to fill them.
+    plan->warps = p.head_dim <= 128 && static_cast<int64_t>(p.max_query_len) * args.group > 64 ? 8 : 4;
+    args.head_dim = p.head_dim;
+    args.skips_decodes = plan->has_decodes;
+    int ctas = 0;
+    const int status = with_element(
+        p.dtype, [&](auto zero) { return resident_prefills<decltype(zero)>(p.head_dim, plan->warps, &ctas); });
+    if (status) return status;
+    const int64_t busy = ceil_div(int64_t{p.num_tokens} * args.group, 16 * plan->warps) * p.num_kv_heads;
+    const Splits splits = plan_splits(busy, ctas, p.max_seq_len, p.split_tokens);
+    QUIRE_REQUIRE(splits.count <= 65535, "%s: max_seq_len=%d has over 65535 splits of split_tokens=%d", kName,
+                  p.max_seq_len, p.split_tokens);
+    args.split_tokens = splits.tokens;
+    args.num_splits = splits.count;
+    if (splits.count > 1) {
+        const int64_t results = int64_t{splits.count} * p.num_tokens * p.num_heads;
+        args.partial_out = workspace->floats(results * p.head_dim);
+        args.partial_lse = workspace->floats(results);
+    }
+    return QUIRE_OK;
+}
+
+int make_plan(const QuirePagedAttentionParams& p, const AttentionArguments& args, MatrixPlan* plan) {
+    *plan = {};
+    static_cast<AttentionArguments&>(plan->decodes) = args;
+    static_cast<AttentionArguments&>(plan->prefills) = args;
+    plan->has_decodes = p.split_tokens == 0 && p.num_seqs > 0;
+    plan->has_prefills = p.split_tokens != 0 || p.max_query_len > 1 || p.num_seqs == 0;
+    Workspace workspace(p.workspace);
+    if (plan->has_decodes) {
+        if (int status = plan_decodes(p, plan, &workspace)) return status;
+    }
+    if (plan->has_prefills) {
+        if (int status = plan_prefills(p, plan, &workspace)) return status;
+    }
+    plan->workspace_bytes = workspace.bytes();
+    return QUIRE_OK;
+}
+
+int launch_decode_part(const QuirePagedAttentionParams& p, const MatrixPlan& plan, cudaStream_t stream) {
+    const DecodeArguments& args = plan.decodes;
+    const dim3 grid(static_cast<unsigned>(plan.heads), static_cast<unsigned>(args.max_shares));
+    const int status = with_element(
+        p.dtype, [&](auto zero) { return launch_decodes<decltype(zero)>(args, plan.vectors, grid, stream); });
+    if (status || args.max_shares == 1) return status;
+    return launch_merge_shares(args, plan.vectors, plan.heads, stream);
+}
+
+int launch_prefill_part(const QuirePagedAttentionParams& p, const MatrixPlan& plan, cudaStream_t stream) {
+    const PrefillArguments& args = plan.prefills;
+    const int64_t tiles = attention_ctas(args, 16 * plan.warps);
+    QUIRE_REQUIRE(tiles <= INT32_MAX, "%s: %lld tiles of query rows exceed 2^31 - 1", kName,
+                  static_cast<long long>(tiles));
+    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.num_kv_heads),
+                    static_cast<unsigned>(args.num_splits));
+    const int status = with_element(
+        p.dtype, [&](auto zero) { return launch_prefills<decltype(zero)>(args, plan.warps, grid, stream); });
+    if (status || args.num_splits == 1) return status;
+    return launch_merge_splits(args, stream);
+}
+
+}  // namespace
+
+bool matrix_attention_takes(const QuirePagedAttentionParams& p) {
+    const int dim = p.head_dim;
+    return p.dtype == p.cache_dtype && p.dtype != QUIRE_FLOAT32 && p.block_size >= kDecodeTokens && p.scale > 0.0f &&
+           (dim == 64 || dim == 80 || dim == 96 || dim == 128 || dim == 256) && is_aligned(p.query, 16) &&
+           is_aligned(p.out, 4) && p.query_token_stride % 8 == 0 && p.query_head_stride % 8 == 0;
+}
+
+int matrix_attention_workspace(const QuirePagedAttentionParams& p, const AttentionArguments& args, int64_t* bytes) {
+    MatrixPlan plan;
+    if (int status = make_plan(p, args, &plan)) return status;
+    *bytes = plan.workspace_bytes;
+    return QUIRE_OK;
+}
+
+int launch_matrix_attention(const QuirePagedAttentionParams& p, const AttentionArguments& args) {
+    MatrixPlan plan;
+    if (int status = make_plan(p, args, &plan)) return status;
+    QUIRE_REQUIRE(plan.workspace_bytes == 0 ||
+                      (p.workspace_bytes >= plan.workspace_bytes && p.workspace != nullptr && is_aligned(p.workspace, 16)),
+                  "%s: the workspace at %p of workspace_bytes=%lld must be 16-byte aligned and have %lld bytes", kName,
+                  p.workspace, static_cast<long long>(p.workspace_bytes), static_cast<long long>(plan.workspace_bytes));
+    const cudaStream_t stream = static_cast<cudaStream_t>(p.stream);
+    if (plan.has_decodes) {
+        if (int status = launch_decode_part(p, plan, stream)) return status;
+    }
+    return plan.has_prefills ? launch_prefill_part(p, plan, stream) : QUIRE_OK;
+}
+
+}  // namespace quire
