@@ -93,8 +93,10 @@ class CompletionFormat:
         """One event: text, and the finish reason if this is the choice's last."""
         logprobs = b"null" if not delta.logprobs else to_json(self._logprobs(delta))
         choice = b'"index":%d,"text":' % delta.index + to_json(delta.text) + b',"logprobs":' + logprobs
-        choice += b',"finish_reason":' + to_json(delta.finish_reason)
-        if delta.finish_reason is not None:
+        if delta.finish_reason is None:
+            choice += b',"finish_reason":null'
+        else:
+            choice += b',"finish_reason":' + to_json(delta.finish_reason)
             choice += b',"stop_reason":' + to_json(delta.stop_reason)
         if self._request.return_token_ids:
             choice += b',"token_ids":' + to_json(delta.token_ids)

@@ -71,7 +71,7 @@ class ChoiceText:
                 break
             if output.logprobs is not None:
                 self._held_logprobs.append(ReportedToken(token_id, output.logprobs[position], self._detokenized_length))
-            self._append_text(self._detokenizer.append([token_id]))
+            self._append_text(self._detokenizer.push(token_id))
             if self._stop_checker.matched is not None:
                 self._finish("stop", self._stop_checker.matched)
                 return
@@ -160,16 +160,15 @@ class Generation:
     def num_choices(self) -> int:
         return sum(request.sampling_params.n for request in self.requests)
 
-    async def deltas(self) -> AsyncGenerator[list[ChoiceDelta], None]:
+    def deltas(self) -> AsyncGenerator[list[ChoiceDelta], None]:
         """Yield what comes to the choices, until each has its finish reason.
 
         Closing the generator aborts what is unfinished. Raises what ModelClient.generate raises.
         """
         first_choices = range(0, self.num_choices, max(1, self.num_choices // len(self.requests)))
         streams = [self._deltas_of(request, first) for request, first in zip(self.requests, first_choices, strict=True)]
-        async with aclosing(streams[0] if len(streams) == 1 else merge(streams)) as merged:
-            async for deltas in merged:
-                yield deltas
+        # A generator around another costs every token its way through both.
+        return streams[0] if len(streams) == 1 else merge(streams)
 
     async def _deltas_of(self, request: EngineRequest, first_choice: int) -> AsyncGenerator[list[ChoiceDelta], None]:
         params = request.sampling_params

@@ -44,7 +44,8 @@ class RequestJournal:
         self._unread: list[SequenceOutput] = []
         self._num_unread = 0
         self._error: QuireError | None = None
-        self._wake = asyncio.Event()
+        self._has_news = False
+        self._waiting: asyncio.Future[None] | None = None
 
     @property
     def ended(self) -> bool:
@@ -81,7 +82,7 @@ class RequestJournal:
                 f"at most {self._max_unread} are kept"
             )
         self._queue(output)
-        self._wake.set()
+        self._wake()
 
     def finish(self) -> None:
         """Everything has come: the reader ends after what is unread."""
@@ -91,23 +92,26 @@ class RequestJournal:
             last = SequenceOutput(self.request.request_id, len(self._sequences) - 1, [])
             self._unread.append(last)
         last.request_finished = True
-        self._wake.set()
+        self._wake()
 
     def fail(self, error: QuireError) -> None:
         """The request cannot be finished: the reader gets `error` in place of what is unread."""
         if not self.ended:
             self._error = error
             self._unread.clear()
-            self._wake.set()
+            self._wake()
 
     async def read(self) -> list[SequenceOutput]:
         """Wait for outputs and take them all; the last one says `request_finished`. Raises what `fail` was given."""
-        await self._wake.wait()
+        if not self._has_news:
+            # A future of its own: an Event keeps a queue of waiters, and there is one reader.
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         if self._error is not None:
             raise self._error
         outputs, self._unread = self._unread, []
         self._num_unread = 0
-        self._wake.clear()
+        self._has_news = False
         return outputs
 
     def resumed_request(self) -> EngineRequest:
@@ -119,6 +123,11 @@ class RequestJournal:
             for sequence in self._sequences
         )
         return dataclasses.replace(self.request, resumed=resumed)
+
+    def _wake(self) -> None:
+        self._has_news = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     def _queue(self, output: SequenceOutput) -> None:
         for unread in reversed(self._unread):

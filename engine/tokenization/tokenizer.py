@@ -43,6 +43,7 @@ class Tokenizer:
         self.eos_token_id = self._special_id(backend, "eos_token")
         self._backend = backend
         self._bytes = TokenBytes(backend)
+        self._whole_texts: dict[int, str | None] = {}
         self._special_ids = frozenset(
             token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
         )
@@ -109,6 +110,13 @@ class Tokenizer:
         """The bytes of one token; b"" for an id beyond the vocabulary."""
         return self._bytes[token_id]
 
+    def whole_text(self, token_id: int) -> str | None:
+        """One token's text, if its bytes are whole characters; else None."""
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            return self._remember_text(token_id)
+
     def token_text(self, token_id: int) -> str:
         """One token as text, for log-probabilities; parts of characters show as U+FFFD."""
         return self._bytes[token_id].decode("utf-8", "replace")
@@ -146,6 +154,14 @@ class Tokenizer:
         if self._chat_template is None:
             raise RequestError("the model has no chat template; use completions", param="messages")
         return self._chat_template.render(messages, add_generation_prompt, **kwargs)
+
+    def _remember_text(self, token_id: int) -> str | None:
+        try:
+            text = self._bytes[token_id].decode()
+        except UnicodeDecodeError:
+            text = None
+        self._whole_texts[token_id] = text
+        return text
 
     def _special_id(self, backend: tokenizers.Tokenizer, role: str) -> int | None:
         token = self.special_tokens.get(role)
