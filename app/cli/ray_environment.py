@@ -19,9 +19,16 @@ _ALWAYS: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Serve's control loop compares what is with what should be; ten times a second is for clusters of thousands.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+    # Per token these cost as much as all of Quire's own code: a hop between two threads of a process, and a Ray task's
+    # result where a gRPC message does.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
     # Ray's own metrics are gathered from all processes; ten times a second for those of requests, by default.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
     "RAY_metrics_report_interval_ms": "30000",
+    # Ray's log monitor looks for new files twice a second rather than ten times.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     # No record of each of Ray's own calls, which nobody looks at without the dashboard.
     "RAY_task_events_report_interval_ms": "0",
 }
