@@ -10,6 +10,7 @@ machine, the same requests then run through the engine alone (`--model`, `--engi
 
     core_ms_per_token   (CPU time of the server's processes and of this one - the engine's alone) / output tokens
     offline_ratio       output tokens a second over HTTP / of the engine alone
+    added_ttft_p50_s    with --concurrency 1: median first token over HTTP - of AsyncLLMEngine in a process
 
 `--no-offline` leaves that out. The last line is one JSON object.
 """

@@ -36,11 +36,12 @@ class HttpRun(NamedTuple):
 
 
 class OfflineRun(NamedTuple):
-    """The same requests through the engine alone."""
+    """The same requests through the engine alone. `ttft_s` is the median first token of AsyncLLMEngine, one by one."""
 
     num_output_tokens: int
     seconds: float
     cpu_s: float
+    ttft_s: float | None = None
 
     @property
     def out_tok_s(self) -> float:
@@ -71,13 +72,16 @@ def summary(http: Sequence[HttpRun], offline: Sequence[OfflineRun], objectives: 
     taxes = [tax for run, alone in zip(http, offline, strict=False) if (tax := serving_tax_ms(run, alone)) is not None]
     rates = [run.out_tok_s / alone.out_tok_s for run, alone in zip(http, offline, strict=False)]
     seconds = sum(run.seconds for run in http)
+    alone = _median([run.ttft_s for run in offline if run.ttft_s is not None])
+    ttft_p50_s = _percentile(ttft, 50)
     return {
         "out_tok_s": _median([run.out_tok_s for run in http]),
-        "ttft_p50_s": _percentile(ttft, 50),
+        "ttft_p50_s": ttft_p50_s,
         "ttft_p99_s": _percentile(ttft, 99),
         "tpot_p50_s": _percentile(tpot, 50),
         "offline_ratio": _median(rates),
         "core_ms_per_token": _median(taxes),
+        "added_ttft_p50_s": None if alone is None or ttft_p50_s is None else ttft_p50_s - alone,
         "tpot_p99_s": _percentile(tpot, 99),
         "gap_p50_s": _percentile(gaps, 50),
         "gap_p99_s": _percentile(gaps, 99),

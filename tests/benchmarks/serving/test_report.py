@@ -36,6 +36,14 @@ def test_the_summary() -> None:
     assert (result["num_requests"], result["num_failed"], result["errors"]) == (11, 1, ["status 503"])
 
 
+def test_what_serving_adds_to_the_first_token() -> None:
+    run = HttpRun([record(0.1, 0.02), record(0.11, 0.02), record(0.3, 0.02)], 1.0, None)
+    assert summary([run], [OfflineRun(33, 1.0, 1.0, 0.105)], Objectives(1, 1))["added_ttft_p50_s"] == pytest.approx(
+        0.005
+    )
+    assert summary([run], [OfflineRun(33, 1.0, 1.0)], Objectives(1, 1))["added_ttft_p50_s"] is None
+
+
 def test_a_slow_stream_is_not_good_however_soon_it_began() -> None:
     result = summary([HttpRun([record(0.1, 0.2)], 1.0, None)], [], Objectives(1.0, 0.1))
     assert result["goodput_share"] == 0.0
