@@ -7,7 +7,7 @@
 //
 // A score adds its products in the order of the dimensions, a row its values in the order of the positions, whatever
 // the rows around it. Rows that do not see a tile, or a token of it, get weight 0 there, which changes nothing.
-#include "attention_rows.h"
+#include "attention_segment.h"
 
 namespace quire {
 namespace QUIRE_ISA {
@@ -69,56 +69,24 @@ void gather_keys(const C* const* rows, int num_tokens, int64_t head_dim, float* 
 template <typename Q, typename C>
 void attend_segment(const QuirePagedAttentionParams& p, const QueryTile& tile, int kv_head, int segment, float* scratch,
                     SoftmaxState state) {
-    const int64_t group = p.num_heads / p.num_kv_heads, num_rows = tile.num_tokens * group;
-    const int64_t head_dim = p.head_dim, dim = padded_dim(head_dim);
-    float* queries = scratch;
-    float* scores = queries + num_rows * dim;
-    float* keys = scores + num_rows * kTile;
-    float* packed = keys + kTile * dim;
-    for (int64_t r = 0; r < num_rows; ++r) {
-        state.max[r] = kNothing;
-        state.sum[r] = 0.0f;
-    }
-    memset(state.acc, 0, sizeof(float) * num_rows * dim);
-    gather_queries<Q>(p, tile, kv_head, queries);
-
-    // Values are read in place where full vectors fit and they are read once or need no conversion.
-    const bool in_place = head_dim % kWidth == 0 && dim == head_dim && (sizeof(C) == sizeof(float) || num_rows <= kMaxRows);
-    const int last = tile.first_position + tile.num_tokens - 1;  // no row sees further
-    const int oldest = p.sliding_window > 0 ? tile.first_position - p.sliding_window + 1 : 0;
-    const int segment_begin = segment * kSegment;
-    const int segment_end = last < segment_begin + kSegment ? last + 1 : segment_begin + kSegment;
-    int position = oldest > segment_begin ? oldest / kTile * kTile : segment_begin;
-    for (; position < segment_end; position += kTile) {
-        const int num_tokens = segment_end - position < kTile ? segment_end - position : kTile;
-        const C *rows[kTile], *value_rows[kTile];
-        find_rows(p, p.key_cache, tile.seq, kv_head, position, num_tokens, rows);
-        find_rows(p, p.value_cache, tile.seq, kv_head, position, num_tokens, value_rows);
-        prefetch_rows(value_rows, num_tokens, head_dim);
-        gather_keys(rows, num_tokens, head_dim, keys);
-        const int next = position + kTile, num_next = last + 1 - next < kTile ? last + 1 - next : kTile;
+    const SegmentRows rows(tile, p.num_heads / p.num_kv_heads, p.sliding_window, p.head_dim, scratch, state);
+    gather_queries<Q>(p, tile, kv_head, rows.queries);
+    rows.for_tiles(segment, [&](int position, int num_tokens) {
+        const C *keys[kTile], *values[kTile];
+        find_rows(p, p.key_cache, tile.seq, kv_head, position, num_tokens, keys);
+        find_rows(p, p.value_cache, tile.seq, kv_head, position, num_tokens, values);
+        prefetch_rows(values, num_tokens, rows.head_dim);
+        gather_keys(keys, num_tokens, rows.head_dim, rows.keys);
+        const int next = position + kTile, left = rows.last() + 1 - next, num_next = left < kTile ? left : kTile;
         if (num_next > 0) {
-            find_rows(p, p.key_cache, tile.seq, kv_head, next, num_next, rows);
-            prefetch_rows(rows, num_next, head_dim);
+            find_rows(p, p.key_cache, tile.seq, kv_head, next, num_next, keys);
+            prefetch_rows(keys, num_next, rows.head_dim);
         }
-        for_row_groups(num_rows, ScoreRows{queries, dim, keys, head_dim, num_tokens, scores});
-
-        for (int64_t r = 0; r < num_rows; ++r) {
-            const int end = tile.first_position + static_cast<int>(r / group) + 1 - position;
-            const int begin = p.sliding_window > 0 && end > p.sliding_window ? end - p.sliding_window : 0;
-            weigh_row(scores + r * kTile, begin < kTile ? begin : kTile, end < 0 ? 0 : end < kTile ? end : kTile,
-                      state.max + r, state.sum + r, state.acc + r * dim, dim);
-        }
-
-        if (in_place) {
-            for_row_groups(num_rows, ValueRows<C>{scores, value_rows, num_tokens, state.acc, dim});
-        } else {
-            const float* values[kTile];
-            for (int t = 0; t < num_tokens; ++t) values[t] = packed + t * dim;
-            gather_values(value_rows, num_tokens, head_dim, packed);
-            for_row_groups(num_rows, ValueRows<float>{scores, values, num_tokens, state.acc, dim});
-        }
-    }
+        for_row_groups(rows.num_rows,
+                       ScoreRows{rows.queries, rows.dim, rows.keys, rows.head_dim, num_tokens, rows.scores});
+        rows.weigh(position, nullptr, nullptr);
+        rows.add_values(values, num_tokens);
+    });
 }
 
 template <typename Q>

@@ -2,7 +2,7 @@
 //
 // Few rows, a decode's, multiply K and V where they lie. Many share a tile of keys [dim, kTile] and values [kTile, dim]
 // converted to float32. Both add the same terms in the same order. The scales of int8 tokens multiply scores and weights.
-#include "attention_rows.h"
+#include "attention_segment.h"
 #include "decoder_kernels.h"
 
 namespace quire {
@@ -155,10 +155,6 @@ struct ScoreInPlace {
     }
 };
 
-void multiply_tile(float* scores, const float* scales) {
-    for (int t = 0; t < kTile; t += kWidth) (Vec::load(scores + t) * Vec::load(scales + t)).store(scores + t);
-}
-
 void gather_queries(const DecoderAttention& a, const QueryTile& tile, int kv_head, int64_t head_dim, float* queries) {
     const int64_t dim = padded_dim(head_dim);
     const float scale = a.scale * kLog2e;
@@ -172,57 +168,28 @@ void gather_queries(const DecoderAttention& a, const QueryTile& tile, int kv_hea
 template <typename C>
 void attend_segment(const DecoderAttention& a, const QueryTile& tile, int kv_head, int segment, float* scratch,
                     SoftmaxState state) {
-    const int64_t num_rows = int64_t{tile.num_tokens} * a.group;
-    const int64_t head_dim = a.cache.layout->head_dim, dim = padded_dim(head_dim);
-    float* const queries = scratch;
-    float* const scores = queries + num_rows * dim;
-    float* const keys = scores + num_rows * kTile;
-    float* const packed = keys + kTile * dim;
-    for (int64_t r = 0; r < num_rows; ++r) {
-        state.max[r] = kNothing;
-        state.sum[r] = 0.0f;
-    }
-    memset(state.acc, 0, sizeof(float) * num_rows * dim);
-    gather_queries(a, tile, kv_head, head_dim, queries);
-
-    const bool few = num_rows <= kMaxRows;
-    // Values are read in place where full vectors fit and they are read once or need no conversion.
-    const bool values_in_place = dim == head_dim && (few || sizeof(C) == sizeof(float));
-    const int last = tile.first_position + tile.num_tokens - 1;  // no row sees further
-    const int oldest = a.sliding_window > 0 ? tile.first_position - a.sliding_window + 1 : 0;
-    const int segment_begin = segment * kSegment;
-    const int segment_end = last < segment_begin + kSegment ? last + 1 : segment_begin + kSegment;
-    int position = oldest > segment_begin ? oldest / kTile * kTile : segment_begin;
-    for (; position < segment_end; position += kTile) {
-        const int num_tokens = segment_end - position < kTile ? segment_end - position : kTile;
+    const SegmentRows rows(tile, a.group, a.sliding_window, a.cache.layout->head_dim, scratch, state);
+    gather_queries(a, tile, kv_head, rows.head_dim, rows.queries);
+    rows.for_tiles(segment, [&](int position, int num_tokens) {
         const CacheTile<C> cache(a, tile.seq, kv_head, position, num_tokens);
-        if (few && cache.whole_vectors()) {
-            for_row_groups(num_rows, ScoreInPlace<C>{queries, dim, head_dim, cache, scores});
+        if (rows.num_rows <= kMaxRows && cache.whole_vectors()) {
+            for_row_groups(rows.num_rows, ScoreInPlace<C>{rows.queries, rows.dim, rows.head_dim, cache, rows.scores});
         } else {
-            cache.gather_keys(head_dim, keys);
-            for_row_groups(num_rows, ScoreRows{queries, dim, keys, head_dim, num_tokens, scores});
+            cache.gather_keys(rows.head_dim, rows.keys);
+            for_row_groups(rows.num_rows,
+                           ScoreRows{rows.queries, rows.dim, rows.keys, rows.head_dim, num_tokens, rows.scores});
         }
-        float key_scales[kTile], value_scales[kTile];
-        if (Part<C>::kScaled) cache.gather_scales(key_scales, value_scales);
-        for (int64_t r = 0; r < num_rows; ++r) {
-            const int end = tile.first_position + static_cast<int>(r / a.group) + 1 - position;
-            const int begin = a.sliding_window > 0 && end > a.sliding_window ? end - a.sliding_window : 0;
-            if (Part<C>::kScaled) multiply_tile(scores + r * kTile, key_scales);
-            weigh_row(scores + r * kTile, begin < kTile ? begin : kTile, end < 0 ? 0 : end < kTile ? end : kTile,
-                      state.max + r, state.sum + r, state.acc + r * dim, dim);
-            if (Part<C>::kScaled) multiply_tile(scores + r * kTile, value_scales);
-        }
-        const C* rows[kTile];
-        cache.find_values(head_dim, rows);
-        if (values_in_place) {
-            for_row_groups(num_rows, ValueRows<C>{scores, rows, num_tokens, state.acc, dim});
+        if constexpr (Part<C>::kScaled) {
+            float key_scales[kTile], value_scales[kTile];
+            cache.gather_scales(key_scales, value_scales);
+            rows.weigh(position, key_scales, value_scales);
         } else {
-            const float* values[kTile];
-            for (int t = 0; t < num_tokens; ++t) values[t] = packed + t * dim;
-            gather_values(rows, num_tokens, head_dim, packed);
-            for_row_groups(num_rows, ValueRows<float>{scores, values, num_tokens, state.acc, dim});
+            rows.weigh(position, nullptr, nullptr);
         }
-    }
+        const C* values[kTile];
+        cache.find_values(rows.head_dim, values);
+        rows.add_values(values, num_tokens);
+    });
 }
 
 template <typename C>
