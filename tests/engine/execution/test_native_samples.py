@@ -119,10 +119,10 @@ def is_drawn(logits: FloatArray, params: SamplingParams, draw: float, token_id: 
 
 @pytest.mark.parametrize("name", PARAMS)
 @pytest.mark.parametrize("shape", LOGITS)
-def test_draws_are_the_samplers(shape: str, name: str, cpu_kernels: CpuBackend) -> None:
+def test_draws_are_the_samplers(shape: str, name: str, cpu: CpuBackend) -> None:
     logits, params = LOGITS[shape], SamplingParams(**PARAMS[name])
     requests = [request(i, params) for i in range(NUM_DRAWS)]
-    found = [token.token_id for token in draw(cpu_kernels.library, logits, requests).tokens]
+    found = [token.token_id for token in draw(cpu.library, logits, requests).tokens]
     expected = [token.token_id for token in reference(logits, requests).tokens]
     draws = draws_of(requests)
     for i in range(NUM_DRAWS):
@@ -132,23 +132,23 @@ def test_draws_are_the_samplers(shape: str, name: str, cpu_kernels: CpuBackend) 
 
 
 @pytest.mark.parametrize("shape", LOGITS)
-def test_every_instruction_set_draws_the_same(shape: str, isa: str, cpu_kernels: CpuBackend) -> None:
+def test_every_instruction_set_draws_the_same(shape: str, isa: str, cpu: CpuBackend) -> None:
     requests = [request(i, SamplingParams(**params)) for i, params in enumerate(PARAMS.values())]
     requests += [request(90 + i, SamplingParams(temperature=0.0, logprobs=i)) for i in range(4)]
-    found = draw(cpu_kernels.library, LOGITS[shape], requests).tokens
+    found = draw(cpu.library, LOGITS[shape], requests).tokens
     expected = reference(LOGITS[shape], requests).tokens
     assert [token.token_id for token in found] == [token.token_id for token in expected], isa
 
 
 @pytest.mark.parametrize("logprobs", [None, 0, 1, 5, 20])
 @pytest.mark.parametrize("shape", LOGITS)
-def test_greedy_tokens_and_logprobs_are_the_samplers(shape: str, logprobs: int | None, cpu_kernels: CpuBackend) -> None:
+def test_greedy_tokens_and_logprobs_are_the_samplers(shape: str, logprobs: int | None, cpu: CpuBackend) -> None:
     """Ties go to the lowest id; log-probabilities are the model's own, whatever the temperature."""
     logits = LOGITS[shape]
     for temperature in (0.0, 0.7):
         # The second so that what follows the first's most likely tokens is not theirs.
         requests = [request(i, SamplingParams(temperature=temperature, logprobs=logprobs)) for i in range(2)]
-        found = draw(cpu_kernels.library, logits, requests).tokens[0]
+        found = draw(cpu.library, logits, requests).tokens[0]
         expected = reference(logits, requests).tokens[0]
         assert found.token_id == expected.token_id
         assert found.logprob == pytest.approx(expected.logprob, rel=1e-5, abs=1e-5, nan_ok=True)
@@ -158,9 +158,9 @@ def test_greedy_tokens_and_logprobs_are_the_samplers(shape: str, logprobs: int |
         )
 
 
-def test_ranked_samples_bring_their_logprobs(cpu_kernels: CpuBackend) -> None:
+def test_ranked_samples_bring_their_logprobs(cpu: CpuBackend) -> None:
     requests = [request(i, SamplingParams(n=1, best_of=3)) for i in range(3)]
-    found = draw(cpu_kernels.library, LOGITS["peaked"], requests).tokens
+    found = draw(cpu.library, LOGITS["peaked"], requests).tokens
     expected = reference(LOGITS["peaked"], requests).tokens
     for one, other in zip(found, expected, strict=True):
         assert one[:2] == other[:2]
@@ -169,7 +169,7 @@ def test_ranked_samples_bring_their_logprobs(cpu_kernels: CpuBackend) -> None:
 
 @pytest.mark.parametrize("extra", [{}, {"logprobs": 2}, {"logprobs": 20}, {"logit_bias": {}}, {"min_tokens": 4}])
 @pytest.mark.parametrize("shape", ["peaked", "flat", "tied", "with_infinities", "small"])
-def test_beams_are_the_samplers(shape: str, extra: dict[str, Any], cpu_kernels: CpuBackend) -> None:
+def test_beams_are_the_samplers(shape: str, extra: dict[str, Any], cpu: CpuBackend) -> None:
     """Two searches and a sample in one step."""
     logits = LOGITS[shape]
     if "logit_bias" in extra:
@@ -179,7 +179,7 @@ def test_beams_are_the_samplers(shape: str, extra: dict[str, Any], cpu_kernels: 
     requests = [request(i, wide, "wide", -0.7 * i) for i in range(3)]
     requests.insert(1, request(8, SamplingParams(seed=1), "other"))
     requests += [request(10 + i, narrow, "narrow", logprob) for i, logprob in enumerate((-2.0, -1.0))]
-    found, expected = draw(cpu_kernels.library, logits, requests), reference(logits, requests)
+    found, expected = draw(cpu.library, logits, requests), reference(logits, requests)
     assert [token[:2] for token in found.tokens] == [token[:2] for token in expected.tokens]
     ours = {search.request_id: search.candidates for search in found.beams}
     theirs = {search.request_id: search.candidates for search in expected.beams}
@@ -202,19 +202,19 @@ def test_beams_are_the_samplers(shape: str, extra: dict[str, Any], cpu_kernels: 
     ],
     ids=lambda params: next(iter(params)),
 )
-def test_what_changes_logits_is_drawn_in_python(params: dict[str, Any], cpu_kernels: CpuBackend) -> None:
+def test_what_changes_logits_is_drawn_in_python(params: dict[str, Any], cpu: CpuBackend) -> None:
     """Beside one that changes nothing; both in the order of their requests' ids."""
     logits = LOGITS["peaked"]
     requests = [request(0, SamplingParams(**params, logprobs=2)), request(1, SamplingParams(logprobs=2))]
-    found = {token.seq_id: token for token in draw(cpu_kernels.library, logits, requests).tokens}
+    found = {token.seq_id: token for token in draw(cpu.library, logits, requests).tokens}
     for expected in reference(logits, requests).tokens:
         token = found[expected.seq_id]
         assert token.token_id == expected.token_id
         assert token.logprob == pytest.approx(expected.logprob, rel=1e-5)
 
 
-def test_several_rows_draw_from_their_own_logits(cpu_kernels: CpuBackend) -> None:
-    library = cpu_kernels.library
+def test_several_rows_draw_from_their_own_logits(cpu: CpuBackend) -> None:
+    library = cpu.library
     rows = np.asarray(RNG.normal(size=(4, 300)) * 3, dtype=np.float32)
     # Unit vectors pick a column of the head: token i's logits are row i.
     decoder = TableDecoder(library, pack_floats(library, np.eye(300, 4)), pack_floats(library, rows.T))

@@ -18,7 +18,7 @@ from engine.execution.worker import create_worker
 from engine.kernels.library import KernelsUnavailableError, Loaded
 from engine.loading import open_checkpoint
 
-pytestmark = pytest.mark.usefixtures("cpu_kernels")
+pytestmark = pytest.mark.usefixtures("cpu")
 
 ROOT = Path(__file__).parents[3]
 # dummy:tiny has 2 layers of 2 KV heads of 16 values; a block has 16 tokens.

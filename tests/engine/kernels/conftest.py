@@ -1,29 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from engine.kernels.cpu import CpuBackend
-from engine.kernels.library import KernelError, KernelsUnavailableError
 
 
-@pytest.fixture(scope="session")
-def cpu() -> CpuBackend:
-    """The CPU kernels on two threads, on the best instruction set."""
-    try:
-        return CpuBackend(2)
-    except KernelsUnavailableError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
-def backend(request: pytest.FixtureRequest, cpu: CpuBackend) -> Iterator[CpuBackend]:
+@pytest.fixture
+def backend(cpu: CpuBackend, isa: str) -> CpuBackend:
     """The CPU kernels on each instruction set that this machine has."""
-    best = cpu.isa
-    try:
-        cpu.set_isa(request.param)
-    except KernelError as error:
-        pytest.skip(str(error))
-    yield cpu
-    cpu.set_isa(best)
+    assert cpu.isa == isa
+    return cpu

@@ -9,20 +9,21 @@ from engine.kernels.library import KernelError, KernelsUnavailableError
 
 
 @pytest.fixture(scope="session")
-def cpu_kernels() -> CpuBackend:
+def cpu() -> CpuBackend:
+    """The CPU kernels on two threads, on the best instruction set."""
     try:
-        return CpuBackend(1)
+        return CpuBackend(2)
     except KernelsUnavailableError as error:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
-def isa(request: pytest.FixtureRequest, cpu_kernels: CpuBackend) -> Iterator[str]:
+@pytest.fixture(params=["scalar", "avx2", "avx512", "avx512_bf16"])
+def isa(request: pytest.FixtureRequest, cpu: CpuBackend) -> Iterator[str]:
     """Each instruction set that this machine has, in turn that of the whole process."""
-    best = cpu_kernels.isa
+    best = cpu.isa
     try:
-        cpu_kernels.set_isa(request.param)
+        cpu.set_isa(request.param)
     except KernelError as error:
         pytest.skip(str(error))
     yield request.param
-    cpu_kernels.set_isa(best)
+    cpu.set_isa(best)
