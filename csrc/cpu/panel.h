@@ -23,9 +23,9 @@ inline float half_to_float(uint16_t half) {
 }
 
 inline void load_half_panel(const uint8_t* p, Vec out[kPanelVectors]) {
-#if defined(__AVX512F__)
+#if defined(QUIRE_AVX512)
     out[0].v = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-#elif defined(__AVX2__)
+#elif defined(QUIRE_AVX2)
     out[0].v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     out[1].v = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16)));
 #else

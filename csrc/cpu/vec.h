@@ -1,6 +1,6 @@
 // One vector of floats, in the width of the instruction set that this file is compiled for.
 //
-// Each kernel source is compiled once per instruction set, with -DQUIRE_ISA=<scalar|avx2|avx512> and that set's flags,
+// Each kernel source is compiled once per instruction set, with -DQUIRE_ISA=<scalar|avx2|avx512|avx512_bf16> and its flags,
 // into a namespace of that name. Such a source must not use inline functions of the standard library: the linker keeps
 // one copy of them for the whole library, which could be one that the machine cannot run.
 #pragma once
@@ -8,12 +8,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
-#include <immintrin.h>
-#endif
+#include "intrinsics.h"
 
 #ifndef QUIRE_ISA
-#error "compile with -DQUIRE_ISA=scalar, avx2 or avx512"
+#error "compile with -DQUIRE_ISA=scalar, avx2, avx512 or avx512_bf16"
 #endif
 
 namespace quire {
@@ -45,7 +43,7 @@ inline void from_float(float value, BFloat16* out) {
     }
 }
 
-#if defined(__AVX512F__)
+#if defined(QUIRE_AVX512)
 
 // GCC 12 takes the _mm512_undefined_*() of its own headers for a mistake.
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -131,7 +129,7 @@ inline void transpose(Vec r[16]) {
     }
 }
 
-#elif defined(__AVX2__)
+#elif defined(QUIRE_AVX2)
 
 struct Vec {
     static constexpr int kWidth = 8;
@@ -250,7 +248,7 @@ inline void transpose(Vec[1]) {}
 
 #endif
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#if defined(QUIRE_AVX2) || defined(QUIRE_AVX512)
 
 // 2^n * 2^f for whole n and f from -0.5 to 0.5: minimax polynomial of degree 6, relative error 5e-9 before rounding.
 inline Vec scaled_exp2(Vec n, Vec f) {
