@@ -32,7 +32,9 @@ class EngineConfig:
 
     Attributes:
         dtype: type of weights and activations; "auto" takes bfloat16 where the hardware multiplies it natively,
-            float32 elsewhere.
+            float32 elsewhere. The native CPU engine keeps activations in float32 and sums in it; "bfloat16" is the type
+            of its matrices, and of the rows that meet them on a machine with AVX512-BF16, which multiplies pairs of
+            bfloat16 (others widen the matrices). With "float32" neither is rounded, whatever type the checkpoint has.
         quantization: how the native CPU engine holds the matrices. "none" in `dtype`; "int8" in 8 bits with a scale for
             32 values; "native" as a GGUF file has quantised them, the others in `dtype`. Rows that meet 8 bits or fewer
             are quantised to 8 bits as they come. "auto" is "native" if the file is quantised and `dtype` is "auto",

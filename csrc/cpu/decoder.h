@@ -40,19 +40,22 @@ private:
     int64_t capacity_ = 0;
 };
 
-// Rows of float32 and, for weights that are codes, the same rows as bytes. `width` is in full panels and records.
+// Rows of float32 and, as the weights that read them want it, the same rows as bytes or in bfloat16. `width` is in full panels and records.
 struct Activations {
     Buffer<float> values;
     Buffer<int8_t> codes;
     Buffer<RecordScale> records;
+    Buffer<uint16_t> rounded;
     int64_t width = 0;
 
     bool reserve(int64_t rows, int64_t columns) {
         width = (columns + kRecord - 1) / kRecord * kRecord;
-        return values.reserve(rows * width) && codes.reserve(rows * width) && records.reserve(rows * width / kRecord);
+        return values.reserve(rows * width) && codes.reserve(rows * width) && records.reserve(rows * width / kRecord) &&
+               rounded.reserve(rows * width);
     }
     float* row(int64_t index) const { return values.data() + index * width; }
     QuantizedRows quantized() const { return {codes.data(), records.data(), width}; }
+    RoundedRows in_bfloat16() const { return {rounded.data(), width}; }
 };
 
 inline int64_t padded_to_panel(int64_t n) { return num_panels(n) * kPanel; }

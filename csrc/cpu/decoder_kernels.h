@@ -1,6 +1,7 @@
 // What each instruction set provides to a decoder step: the inner part of every phase, over one work item.
 //
-// All activations are float32 between phases. A matrix's product is of quantised rows if its weights are codes.
+// All activations are float32 between phases. A matrix's product is of quantised rows if its weights are codes, of rounded
+// ones if they are bfloat16 and the set multiplies that.
 #pragma once
 
 #include <stdint.h>
@@ -55,8 +56,13 @@ struct DecoderKernels {
                          const MatmulOutput& y);
     void (*matmul_quantized)(const QuireWeight& w, const QuantizedRows& x, const MatmulRange& range,
                              const MatmulOutput& y);
+    // Likewise of rounded rows with bfloat16 weights. NULL if the set has no instruction for it; matmul_float then widens
+    // the weights.
+    void (*matmul_bfloat16)(const QuireWeight& w, const RoundedRows& x, const MatmulRange& range, const MatmulOutput& y);
     // Columns begin .. end of a row of x into x's codes; begin is a multiple of 32, as is end unless it is x's.
     void (*quantize)(const float* x, int64_t row, int64_t begin, int64_t end, const QuantizedRows& out);
+    // Likewise rounded to bfloat16. NULL as matmul_bfloat16.
+    void (*round)(const float* x, int64_t row, int64_t begin, int64_t end, const RoundedRows& out);
     // out = norm(x); out may be x.
     void (*norm)(const float* x, const NormArguments& norm, int64_t dim, float* out);
     // x += y
@@ -83,6 +89,9 @@ namespace avx2 {
 extern const DecoderKernels decoder_kernels;
 }
 namespace avx512 {
+extern const DecoderKernels decoder_kernels;
+}
+namespace avx512_bf16 {
 extern const DecoderKernels decoder_kernels;
 }
 

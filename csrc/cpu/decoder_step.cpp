@@ -1,11 +1,12 @@
 // The phases of a step, each shared out over the threads: a decoder layer is
 //
-//   norm, quantise | q, k, v | rotate, store K and V | attention, quantise | out, add
-//   norm, quantise | gate, up, activation, quantise | down, add
+//   norm, convert | q, k, v | rotate, store K and V | attention, convert | out, add
+//   norm, convert | gate, up, activation, convert | down, add
 //
-// with a barrier at each bar. Under tensor parallelism each line's last product is summed over the ranks before it is
-// added; so are the embeddings, of which each rank has some, and rank 0 gathers the logits. Items are small and taken one
-// by one, so that a thread whose core is taken away holds up the others for one item only.
+// with a barrier at each bar; rows are converted into the form that the next weights multiply. Under tensor parallelism each
+// line's last product is summed over the ranks before it is added; so are the embeddings, of which each rank has some, and
+// rank 0 gathers the logits. Items are small and taken one by one, so that a thread whose core is taken away holds up the
+// others for one item only.
 #include "decoder_step.h"
 
 #include <string.h>
@@ -131,7 +132,7 @@ private:
 
     // What attention or MLP reads: the residual, normed unless the norm comes after.
     void read_residual(const QuireNorm& norm, std::initializer_list<const QuireWeight*> readers) const {
-        const bool codes = wants_codes(readers);
+        const RowForms forms = forms_for(step_, readers);
         step_.for_rows(rows(), hidden(), [&](int64_t row) {
             float* const out = d_.normed.row(row);
             if (p_.post_norm) {
@@ -139,7 +140,7 @@ private:
             } else {
                 kernels_.norm(residual(row), arguments(norm), hidden(), out);
             }
-            if (codes) kernels_.quantize(out, row, 0, hidden(), d_.normed.quantized());
+            convert(step_, d_.normed, row, 0, hidden(), forms);
         });
     }
 
@@ -196,7 +197,7 @@ private:
         return add_to_residual(layer.down, d_.inner, layer.mlp_out_norm, layer.mlp_norm);
     }
 
-    // activation(gate) * up, or activation(up), for some columns; as bytes too if `down` wants them.
+    // activation(gate) * up, or activation(up), for some columns; and in the form that `down` wants.
     void mlp_item(const QuireDecoderLayer& layer, const MatmulRange& range) const {
         const bool gated = layer.gate.data != nullptr;
         const int64_t begin = range.first_panel * kPanel, end = least(range.end_panel * kPanel, layer.up.n);
@@ -209,12 +210,12 @@ private:
             const Product second{&layer.up, up - range.first_row * up_stride - begin, up_stride, false};
             multiply_range(step_, second, d_.normed, range);
         }
-        const bool codes = is_quantized(layer.down);
+        const RowForms forms = forms_for(step_, {&layer.down});
         for (int64_t row = range.first_row; row < range.end_row; ++row) {
             float* const values = d_.inner.row(row);
             const float* const factors = gated ? up + (row - range.first_row) * up_stride : nullptr;
             kernels_.activate(values + begin, factors, end - begin, p_.activation);
-            if (codes) kernels_.quantize(values, row, begin, end, d_.inner.quantized());
+            convert(step_, d_.inner, row, begin, end, forms);
         }
     }
 

@@ -17,16 +17,31 @@ struct Choice {
     bool available;
 };
 
-// Best first.
 #if defined(__x86_64__)
+
+bool has_avx2() {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+#if defined(QUIRE_EMULATE_AVX512)
+// What emulates them was compiled for AVX2.
+bool has_avx512() { return has_avx2(); }
+bool has_avx512_bf16() { return has_avx2(); }
+#else
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+// Best first.
 const Choice* choices() {
     static const Choice all[] = {
-        {&avx512::kernels, &avx512::decoder_kernels,
-         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                               __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")},
-        {&avx2::kernels, &avx2::decoder_kernels,
-         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")},
+        {&avx512_bf16::kernels, &avx512_bf16::decoder_kernels, has_avx512_bf16()},
+        {&avx512::kernels, &avx512::decoder_kernels, has_avx512()},
+        {&avx2::kernels, &avx2::decoder_kernels, has_avx2()},
         {&scalar::kernels, &scalar::decoder_kernels, true},
         {nullptr, nullptr, false},
     };
@@ -52,7 +67,7 @@ int find(const char* name, const Choice** found) {
         *found = choice;
         return QUIRE_OK;
     }
-    return fail(QUIRE_INVALID_ARGUMENT, "instruction set \"%s\" is none of scalar, avx2, avx512", name);
+    return fail(QUIRE_INVALID_ARGUMENT, "instruction set \"%s\" is none of scalar, avx2, avx512, avx512_bf16", name);
 }
 
 std::atomic<const Choice*> active{nullptr};

@@ -18,6 +18,13 @@ void finish(const QuirePagedAttentionParams& p, const QueryTile& tile, int kv_he
 
 void matmul_float(const QuireWeight& w, const float* x, int64_t x_stride, const MatmulRange& range, const MatmulOutput& y);
 void matmul_quantized(const QuireWeight& w, const QuantizedRows& x, const MatmulRange& range, const MatmulOutput& y);
+#if defined(QUIRE_AVX512_BF16)
+void matmul_bfloat16(const QuireWeight& w, const RoundedRows& x, const MatmulRange& range, const MatmulOutput& y);
+void decoder_round(const float* x, int64_t row, int64_t begin, int64_t end, const RoundedRows& out);
+#else
+constexpr decltype(DecoderKernels::matmul_bfloat16) matmul_bfloat16 = nullptr;
+constexpr decltype(DecoderKernels::round) decoder_round = nullptr;
+#endif
 void decoder_quantize(const float* x, int64_t row, int64_t begin, int64_t end, const QuantizedRows& out);
 void decoder_norm(const float* x, const NormArguments& norm, int64_t dim, float* out);
 void decoder_add(float* x, const float* y, int64_t n);
@@ -37,8 +44,9 @@ const Kernels kernels = {
 };
 
 const DecoderKernels decoder_kernels = {
-    matmul_float,   matmul_quantized, decoder_quantize, decoder_norm, decoder_add,    decoder_activate,
-    decoder_rotate, store_kv,         decoder_attend,   merge,        decoder_finish, decoder_sample,
+    matmul_float,     matmul_quantized, matmul_bfloat16, decoder_quantize, decoder_round,
+    decoder_norm,     decoder_add,      decoder_activate, decoder_rotate,  store_kv,
+    decoder_attend,   merge,            decoder_finish,   decoder_sample,
 };
 
 }  // namespace QUIRE_ISA

@@ -1,7 +1,7 @@
 // What each instruction set provides: the inner part of every operation, over a range of rows or one work item.
 //
-// norm.cpp, activation.cpp, rotary.cpp, attention.cpp and kernels.cpp are compiled once per instruction set (see vec.h);
-// all other sources of this folder once, for the plain machine.
+// The kernel sources that csrc/cpu.cmake names are compiled once per instruction set (see vec.h), all other sources of this
+// folder once, for the plain machine.
 #pragma once
 
 #include <stddef.h>
@@ -70,6 +70,9 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
 extern const Kernels kernels;
 }
 

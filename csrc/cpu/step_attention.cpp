@@ -17,11 +17,11 @@ void norm_and_rotate(const Step& step, float* heads, int num_heads, const QuireN
     }
 }
 
-// The attention's items, for AttentionLaunch. A finished item's heads are quantised at once where records allow it.
+// The attention's items, for AttentionLaunch. A finished item's heads are converted at once.
 class AttentionWork {
 public:
-    AttentionWork(const Step& step, const DecoderAttention& attention, bool quantizes)
-        : step_(step), attention_(attention), quantizes_(quantizes) {}
+    AttentionWork(const Step& step, const DecoderAttention& attention, RowForms forms)
+        : step_(step), attention_(attention), forms_(forms) {}
 
     AttentionShape shape() const {
         return {attention_.group, step_.model.num_kv_heads, step_.model.head_dim, step_.asked.num_threads};
@@ -36,18 +36,17 @@ public:
     }
     void finish(const QueryTile& tile, int kv_head, SoftmaxState state) const {
         step_.kernels.finish(attention_, tile, kv_head, state);
-        if (!quantizes_) return;
-        const Activations& out = step_.decoder.attended;
+        if (!forms_.any()) return;
         const int64_t columns = int64_t{attention_.group} * step_.model.head_dim, begin = kv_head * columns;
         for (int64_t row = tile.first_token; row < tile.first_token + tile.num_tokens; ++row) {
-            step_.kernels.quantize(out.row(row), row, begin, begin + columns, out.quantized());
+            convert(step_, step_.decoder.attended, row, begin, begin + columns, forms_);
         }
     }
 
 private:
     const Step& step_;
     const DecoderAttention& attention_;
-    const bool quantizes_;
+    const RowForms forms_;
 };
 
 }  // namespace
@@ -96,8 +95,9 @@ bool attend(const Step& step, const QuireDecoderLayer& layer, const LayerCache& 
                                      group,
                                      layer.sliding_window,
                                      p.attention_scale};
-    const bool codes = is_quantized(layer.attention_out), at_once = codes && group * p.head_dim % kRecord == 0;
-    if (!run_attention(AttentionWork(step, attention, at_once), step.decoder.tiles)) return false;
+    const bool at_once = group * p.head_dim % kRecord == 0;  // no record is of two items
+    const RowForms forms = at_once ? forms_for(step, {&layer.attention_out}) : RowForms{false, false};
+    if (!run_attention(AttentionWork(step, attention, forms), step.decoder.tiles)) return false;
     if (!at_once) prepare(step, attended, step.rows(), int64_t{p.num_heads} * p.head_dim, {&layer.attention_out});
     return true;
 }

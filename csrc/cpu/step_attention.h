@@ -19,8 +19,7 @@ LayerCache layer_cache(const Step& step, int layer);
 // Norm and rotate q and k of all rows where the layer says so, and store k and v in the rows' slots.
 void rotate_and_store(const Step& step, const QuireDecoderLayer& layer, const LayerCache& cache);
 
-// All rows' attention into `attended`, as bytes too if the layer's output projection wants them. False if there was no
-// memory.
+// All rows' attention into `attended`, and into what the layer's output projection wants. False if there was no memory.
 bool attend(const Step& step, const QuireDecoderLayer& layer, const LayerCache& cache);
 
 }  // namespace quire

@@ -2,23 +2,34 @@
 
 namespace quire {
 
-bool is_quantized(const QuireWeight& w) {
+namespace {
+
+RowForms form_for(const Step& step, const QuireWeight& w) {
     WeightFormat format{};
-    return w.data != nullptr && format_of(w.type, &format) && format.quantized();
+    if (w.data == nullptr || !format_of(w.type, &format)) return {false, false};
+    return {format.quantized(), format.bits == 16 && step.kernels.matmul_bfloat16 != nullptr};
 }
 
-bool wants_codes(std::initializer_list<const QuireWeight*> weights) {
-    for (const QuireWeight* w : weights) {
-        if (is_quantized(*w)) return true;
+}  // namespace
+
+RowForms forms_for(const Step& step, std::initializer_list<const QuireWeight*> readers) {
+    RowForms forms{false, false};
+    for (const QuireWeight* w : readers) {
+        const RowForms form = form_for(step, *w);
+        forms = {forms.codes || form.codes, forms.rounded || form.rounded};
     }
-    return false;
+    return forms;
+}
+
+void convert(const Step& step, const Activations& x, int64_t row, int64_t begin, int64_t end, RowForms forms) {
+    if (forms.codes) step.kernels.quantize(x.row(row), row, begin, end, x.quantized());
+    if (forms.rounded) step.kernels.round(x.row(row), row, begin, end, x.in_bfloat16());
 }
 
 void prepare(const Step& step, const Activations& x, int64_t count, int64_t columns,
              std::initializer_list<const QuireWeight*> readers) {
-    if (!wants_codes(readers)) return;
-    step.for_rows(count, columns,
-                  [&](int64_t row) { step.kernels.quantize(x.row(row), row, 0, columns, x.quantized()); });
+    const RowForms forms = forms_for(step, readers);
+    if (forms.any()) step.for_rows(count, columns, [&](int64_t row) { convert(step, x, row, 0, columns, forms); });
 }
 
 void multiply(const Step& step, std::initializer_list<Product> products, const Activations& x, int64_t count) {
@@ -50,8 +61,11 @@ void multiply_range(const Step& step, const Product& product, const Activations&
     const QuireWeight& w = *product.weight;
     const float* const bias = w.bias == nullptr ? nullptr : w.bias + range.first_panel * kPanel;
     const MatmulOutput out{product.out + range.first_panel * kPanel, product.out_stride, bias, product.add};
-    if (is_quantized(w)) {
+    const RowForms form = form_for(step, w);
+    if (form.codes) {
         step.kernels.matmul_quantized(w, x.quantized(), range, out);
+    } else if (form.rounded) {
+        step.kernels.matmul_bfloat16(w, x.in_bfloat16(), range, out);
     } else {
         step.kernels.matmul_float(w, x.values.data(), x.width, range, out);
     }

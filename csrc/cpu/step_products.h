@@ -18,12 +18,20 @@ struct Product {
     bool add;
 };
 
-bool is_quantized(const QuireWeight& w);
+// What some rows' readers want beside float32.
+struct RowForms {
+    bool codes;    // for weights that are codes
+    bool rounded;  // for bfloat16 weights, if the instruction set multiplies that
 
-// Does one of the weights want its rows as bytes too?
-bool wants_codes(std::initializer_list<const QuireWeight*> weights);
+    bool any() const { return codes || rounded; }
+};
 
-// The rows as bytes too, if one of the weights that will read them is made of codes.
+RowForms forms_for(const Step& step, std::initializer_list<const QuireWeight*> readers);
+
+// Columns begin .. end of a row into these forms; as for DecoderKernels::quantize.
+void convert(const Step& step, const Activations& x, int64_t row, int64_t begin, int64_t end, RowForms forms);
+
+// All columns of the first `count` rows into what their readers want.
 void prepare(const Step& step, const Activations& x, int64_t count, int64_t columns,
              std::initializer_list<const QuireWeight*> readers);
 

@@ -38,7 +38,7 @@ class CpuBackend(NativeBackend):
 
     @property
     def isa(self) -> str:
-        """The instruction set in use: "scalar", "avx2" or "avx512"; QUIRE_CPU_ISA forces one."""
+        """The instruction set in use: "scalar", "avx2", "avx512" or "avx512_bf16"; QUIRE_CPU_ISA forces one."""
         name: bytes = self.library.symbols.quire_cpu_isa()
         return name.decode()
 

@@ -23,7 +23,7 @@ from tests.engine.execution.native import (
 from tests.engine.loading.checkpoints import FAMILIES, hf_model, save_hf
 from tests.engine.models.architectures import CASES
 
-pytestmark = pytest.mark.usefixtures("cpu_kernels")
+pytestmark = pytest.mark.usefixtures("cpu")
 
 PROMPT: list[int] = np.random.default_rng(3).integers(0, 256, 75).tolist()  # more than a tile of 64 keys
 
@@ -99,15 +99,17 @@ def test_coarser_types_stay_close(
 
 @pytest.mark.parametrize("options", [{"quantization": "int8"}, {"dtype": "bfloat16"}], ids=["int8", "bfloat16"])
 def test_instruction_sets_agree_on_coarser_types(options: dict[str, Any], folder: Path, isa: str) -> None:
-    """Closer to each other than either is to float32: the same codes, sums in another order."""
+    """Closer to each other than either is to float32: the same codes, sums in another order. AVX-512 BF16 rounds the
+    rows that bfloat16 weights multiply as well."""
     source = model(folder, "LlamaForCausalLM")
     found = prompt_logits(native_runner(source, **EXACT | options))
-    best = _best_logits(source, **options)
-    assert relative_error(found, best) < 2e-3, isa
+    first = _first_logits(source, **options)
+    rounds = options.get("dtype") == "bfloat16" and isa == "avx512_bf16"
+    assert relative_error(found, first) < (1e-2 if rounds else 2e-3), isa
 
 
 @cache
-def _best_logits(source: str, **options: Any) -> FloatArray:
+def _first_logits(source: str, **options: Any) -> FloatArray:
     """On whichever instruction set comes first."""
     return prompt_logits(native_runner(source, **EXACT | options))
 

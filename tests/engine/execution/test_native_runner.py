@@ -12,7 +12,7 @@ from engine.execution.native_runner import NativeModelRunner
 from engine.loading.stored_tensor import FloatArray
 from tests.engine.execution.native import EXACT, Chunk, NativeSteps, alone, native_runner
 
-pytestmark = pytest.mark.usefixtures("cpu_kernels")
+pytestmark = pytest.mark.usefixtures("cpu")
 
 WEIGHTS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32", "quantization": "none"},
@@ -85,7 +85,7 @@ def test_logits_do_not_depend_on_the_batch(weights: str, kv_cache_dtype: str, bl
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_long_sequences_do_not_depend_on_the_batch(weights: str, kv_cache_dtype: str, seed: int, isa: str) -> None:
     """Beyond one segment of keys, where a thread's part of a sequence ends, on each instruction set."""
@@ -99,8 +99,8 @@ def test_long_sequences_do_not_depend_on_the_batch(weights: str, kv_cache_dtype:
     check_equal(run_mixed(mixed, sequences, rng, preempt=True), expected)
 
 
-def test_logits_of_a_prompt_longer_than_a_step(cpu_kernels: object) -> None:
-    assert cpu_kernels
+def test_logits_of_a_prompt_longer_than_a_step(cpu: object) -> None:
+    assert cpu
     token_ids = np.random.default_rng(0).integers(0, 256, 50).astype(np.int32)
     whole = make_runner("dummy:tiny", 4, **EXACT).logits(token_ids)
     assert np.array_equal(make_runner("dummy:tiny", 4, max_num_batched_tokens=7, **EXACT).logits(token_ids), whole)

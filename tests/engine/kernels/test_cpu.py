@@ -212,7 +212,7 @@ def test_refuses_what_does_not_fit(cpu: CpuBackend) -> None:
         cpu.copy_blocks(torch.ones(6, 8)[:, :4], torch.tensor([[0, 1]]))
     with pytest.raises(ConfigError, match="num_threads=0"):
         CpuBackend(0)
-    with pytest.raises(KernelError, match='"sse9" is none of scalar, avx2, avx512'):
+    with pytest.raises(KernelError, match='"sse9" is none of scalar, avx2, avx512, avx512_bf16'):
         cpu.set_isa("sse9")
 
 
