@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import RequestRouterConfig
@@ -23,6 +24,8 @@ from app.config import (
 )
 from app.ingress.deployment import Ingress
 from app.replica.deployment import EngineReplica
+from app.replica.placement import placement_options, rank_bundles
+from app.replica.supply import check_supply, cluster_supply
 
 # By name: the router is then imported where it runs.
 REQUEST_ROUTER = "app.balancer.router:BookedRequestRouter"
@@ -93,12 +96,17 @@ def engine_max_ongoing_requests(model: ModelArgs) -> int:
 
 def _engine_deployment(model: ModelArgs, name: str) -> Application:
     actor_options = _actor_options(model.deployment.ray_actor_options)
+    placement = placement_options(model)
+    # `serve run` builds inside the cluster, elsewhere there may be none.
+    if placement and ray.is_initialized():
+        check_supply(model.id, rank_bundles(model), placement["placement_group_strategy"], cluster_supply())
     deployment = _deployment(EngineReplica).options(
         name=name,
         **_serve_options(model.deployment),
         max_constructor_retry_count=model.deployment.max_constructor_retry_count,
         max_ongoing_requests=engine_max_ongoing_requests(model),
         request_router_config=RequestRouterConfig(request_router_class=REQUEST_ROUTER),  # type: ignore[arg-type]
+        **placement,
     )
     if model.engine_config.num_threads is not None:
         actor_options = _with_threads(actor_options, model.engine_config.num_threads)

@@ -83,6 +83,9 @@ class DeploymentArgs(Args):
         graceful_shutdown_timeout_s: how long a replica that is to stop may finish its requests.
         health_check_period_s: also how long a dead replica stays unnoticed.
         max_constructor_retry_count: replicas that may fail to start before the deployment counts as failed.
+        ray_actor_options: what one rank takes; a replica is one, unless `engine.tensor_parallel_size` says otherwise.
+        placement_group_strategy: where the ranks of a replica go: "STRICT_PACK" on one node, "PACK" on as few as can
+            be. None is STRICT_PACK; nothing else is allowed for a single rank.
     """
 
     num_replicas: int = Field(default=1, ge=1)
@@ -93,6 +96,7 @@ class DeploymentArgs(Args):
     health_check_timeout_s: float = Field(default=30.0, gt=0)
     max_constructor_retry_count: int = Field(default=2, ge=1)
     ray_actor_options: RayActorOptions = RayActorOptions()
+    placement_group_strategy: Literal["STRICT_PACK", "PACK"] | None = None
 
 
 class BalancerArgs(Args):
@@ -151,6 +155,20 @@ class ModelArgs(Args):
             # ValueError is how pydantic takes an error in, and adds where it happened.
             raise ValueError(str(error)) from None
         return value
+
+    @model_validator(mode="after")
+    def _check_ranks(self) -> Self:
+        size, options = self.engine_config.tensor_parallel_size, self.deployment.ray_actor_options
+        if size == 1 and self.deployment.placement_group_strategy is not None:
+            raise ValueError("deployment.placement_group_strategy needs engine.tensor_parallel_size above 1")
+        if size > 1 and self.engine_config.device == "cuda" and options.num_gpus < 1:
+            raise ValueError(
+                f"engine.tensor_parallel_size={size} on device='cuda' is more ranks than GPUs: "
+                f"deployment.ray_actor_options.num_gpus={options.num_gpus:g} must be 1 or more, for each rank"
+            )
+        if size > 1 and not (options.num_cpus or options.num_gpus or options.resources):
+            raise ValueError("deployment.ray_actor_options: a rank must take some resource, for its place in the group")
+        return self
 
     @property
     def engine_config(self) -> EngineConfig:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from engine.config import CacheConfig, EngineConfig
+from engine.control import WorkerLauncher
 from engine.decoding.output_builder import RequestOutputBuilder
 from engine.engine import LLMEngine
 from engine.errors import ConfigError, EngineDeadError, RequestError
@@ -56,10 +57,14 @@ class AsyncLLMEngine:
 
     @classmethod
     def from_options(
-        cls, model: str, config: EngineConfig | None = None, progress: Progress | None = None
+        cls,
+        model: str,
+        config: EngineConfig | None = None,
+        progress: Progress | None = None,
+        launcher: WorkerLauncher | None = None,
     ) -> AsyncLLMEngine:
         """As LLMEngine.from_options. Call `start()` next."""
-        return cls(LLMEngine.from_options(model, config, progress))
+        return cls(LLMEngine.from_options(model, config, progress, launcher))
 
     @property
     def model_config(self) -> ModelConfig:

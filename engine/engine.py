@@ -27,6 +27,7 @@ from engine.shared_prefix import pin_prefix, prefix_tokens
 from engine.validation import RequestValidator, resolve_max_model_len
 
 if TYPE_CHECKING:
+    from engine.control import WorkerLauncher
     from engine.tokenization import Tokenizer
 
 
@@ -83,21 +84,27 @@ class LLMEngine:
 
     @classmethod
     def from_options(
-        cls, model: str, config: EngineConfig | None = None, progress: Progress | None = None
+        cls,
+        model: str,
+        config: EngineConfig | None = None,
+        progress: Progress | None = None,
+        launcher: WorkerLauncher | None = None,
     ) -> LLMEngine:
         """Load a checkpoint and build the engine for it.
 
         Args:
             model: a source: a folder, `package:NAME`, `dummy:NAME_OR_CONFIG`.
             progress: told how far the loading of weights has come.
+            launcher: starts the other ranks of tensor parallelism; by default as processes of this machine.
 
         Raises:
             ModelLoadError: the checkpoint is missing, corrupt or not supported.
             ConfigError: the options contradict the checkpoint or the machine.
+            CommunicatorError: another rank did not come, or died.
         """
         from engine.build import build_engine  # brings in torch, which an engine with another executor does not need
 
-        return build_engine(model, config or EngineConfig(), progress)
+        return build_engine(model, config or EngineConfig(), progress, launcher)
 
     def pin_shared_prefixes(self) -> None:
         """Compute and pin the configured prefixes. Called once, when the executor can run.

@@ -23,6 +23,7 @@ from app.config import (
 )
 from engine.errors import ConfigError, ModelLoadError
 from engine.loading import open_checkpoint
+from engine.parallel import split_decoder
 
 AnyAppArgs = AppArgs | ModelAppArgs | IngressAppArgs
 # What an application's `import_path` may say, and what its `args` are then.
@@ -114,7 +115,14 @@ class LoadedConfig:
     def num_cpus(self) -> float:
         """Logical CPUs that all replicas ask for together."""
         parts: list[IngressArgs | DeploymentArgs] = [*self.ingresses, *(model.deployment for model in self.models)]
-        return sum(part.num_replicas * part.ray_actor_options.num_cpus for part in parts)
+        # Of a replica of several ranks, all but the first.
+        ranks = sum(
+            (model.engine_config.tensor_parallel_size - 1)
+            * model.deployment.num_replicas
+            * model.deployment.ray_actor_options.num_cpus
+            for model in self.models
+        )
+        return ranks + sum(part.num_replicas * part.ray_actor_options.num_cpus for part in parts)
 
 
 def load_config(path: Path) -> LoadedConfig:
@@ -145,7 +153,7 @@ def load_config(path: Path) -> LoadedConfig:
             user_configs[application.name] = user_config
     loaded_models = [model for args in apps.values() for model in args.models]
     for model in loaded_models:
-        _check_source(model.id, model.source)
+        _check_source(model)
     _check_names(path, apps, user_configs)
     prefixes = [application.route_prefix for application in config.applications if application.route_prefix]
     return LoadedConfig(path, raw, apps, user_configs, prefixes, config.http_options.host, config.http_options.port)
@@ -210,8 +218,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _check_source(model_id: str, source: str) -> None:
+def _check_source(model: ModelArgs) -> None:
     try:
-        open_checkpoint(source).model_config()
+        split_decoder(open_checkpoint(model.source).model_config(), model.engine_config.tensor_parallel_size)
     except ModelLoadError as error:
-        raise ModelLoadError(f"model {model_id!r}: {error}") from None
+        raise ModelLoadError(f"model {model.id!r}: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"model {model.id!r}: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from app.replica.rank_actors import RankActors
 from app.replica.service import ReplicaService
 from app.replica.stream_server import StreamServer
 from app.transport.cluster_secret import cluster_secret
@@ -39,9 +40,11 @@ class EngineReplica:
         began = time.monotonic()
         self.model_id = model_id
         logger.info("Model %s: loading %s", model_id, source)
-        self._engine = AsyncLLMEngine.from_options(
-            source, EngineConfig.from_dict(engine_options or {}), ProgressLog(model_id)
-        )
+        config = EngineConfig.from_dict(engine_options or {})
+        launcher = None
+        if config.tensor_parallel_size > 1:
+            launcher = RankActors(_node_ip(), ray.util.get_current_placement_group(), config.tensor_parallel_size)
+        self._engine = AsyncLLMEngine.from_options(source, config, ProgressLog(model_id), launcher)
         self._engine.warm_up()
         self._epoch = uuid.uuid4().hex
         self._server = StreamServer(_node_ip(), self._epoch, cluster_secret())

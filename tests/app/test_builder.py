@@ -25,6 +25,8 @@ with warnings.catch_warnings():
     from app.builder import build, build_ingress, build_model, deployment_names, engine_max_ongoing_requests
 
 CONFIGS = Path(__file__).parents[2] / "serve_configs"
+# Configs for clusters with GPUs, and their ranks.
+FOR_GPUS = {"llama_70b_tp4.yaml": 4, "opt_175b_tp8.yaml": 8}
 
 
 def built(args: dict[str, Any], builder: Callable[[Any], Application] = build) -> BuiltApplication:
@@ -128,5 +130,29 @@ def test_every_config_in_the_repository_builds(path: Path) -> None:
         module, _, name = application.import_path.partition(":")
         assert module == "app.builder"
         app = built(application.args, getattr(app_builder, name))
-        num_cpus += sum(d.num_replicas * d.ray_actor_options["num_cpus"] for d in deployments(app).values())
-    assert num_cpus <= 2, "runs on two cores"
+        num_cpus += sum(_num_cpus(deployment) for deployment in deployments(app).values())
+    assert num_cpus <= 2 or path.name in FOR_GPUS, "runs on two cores"
+
+
+def _num_cpus(deployment: Any) -> float:
+    bundles = deployment._replica_config.placement_group_bundles or [{"CPU": deployment.ray_actor_options["num_cpus"]}]
+    return float(deployment.num_replicas * sum(bundle["CPU"] for bundle in bundles))
+
+
+@pytest.mark.parametrize(("name", "size"), sorted(FOR_GPUS.items()))
+def test_a_config_for_gpus_has_a_bundle_with_one_for_each_rank(name: str, size: int) -> None:
+    schema = ServeDeploySchema.model_validate(yaml.safe_load((CONFIGS / name).read_text()))
+    found = deployments(built(schema.applications[0].args))
+    (engine,) = [deployment for key, deployment in found.items() if key != "Ingress"]
+    config = engine._replica_config
+    assert [bundle["GPU"] for bundle in config.placement_group_bundles] == [1.0] * size
+    assert config.placement_group_strategy == "STRICT_PACK"
+    assert engine.ray_actor_options["num_gpus"] == 1
+
+
+def test_a_rank_has_a_bundle_each() -> None:
+    split = model("a", engine={"tensor_parallel_size": 3}, deployment={"placement_group_strategy": "PACK"})
+    found = deployments(built({"models": [split, model("b")]}))
+    assert found["engine-a"]._replica_config.placement_group_bundles == [{"CPU": 0.5}] * 3
+    assert found["engine-a"]._replica_config.placement_group_strategy == "PACK"
+    assert found["engine-b"]._replica_config.placement_group_bundles is None

@@ -48,6 +48,22 @@ def test_defaults() -> None:
         (args(model(deployment={"num_replicas": 0})), "args.models[0].deployment.num_replicas"),
         (args(model(deployment={"cpus": 1})), "args.models[0].deployment.cpus: unknown key"),
         (args(model(deployment={"ray_actor_options": {"num_cpu": 1}})), "ray_actor_options.num_cpu: unknown key"),
+        (
+            args(model(engine={"tensor_parallel_size": 2, "device": "cuda"})),
+            "args.models[0]: engine.tensor_parallel_size=2 on device='cuda' is more ranks than GPUs: deployment.",
+        ),
+        (
+            args(model(deployment={"placement_group_strategy": "PACK"})),
+            "args.models[0]: deployment.placement_group_strategy needs engine.tensor_parallel_size above 1",
+        ),
+        (
+            args(model(engine={"tensor_parallel_size": 2}, deployment={"placement_group_strategy": "SPREAD"})),
+            "args.models[0].deployment.placement_group_strategy: Input should be 'STRICT_PACK' or 'PACK'",
+        ),
+        (
+            args(model(engine={"tensor_parallel_size": 2}, deployment={"ray_actor_options": {"num_cpus": 0}})),
+            "args.models[0]: deployment.ray_actor_options: a rank must take some resource",
+        ),
         (args(ingress={"api_keys": [" x"]}), "args.ingress.api_keys: keys must not"),
         (args(ingress={"max_body_bytes": 0}), "args.ingress.max_body_bytes"),
         (args(ingress={"proxy": "nginx"}), "args.ingress.proxy: Input should be 'serve' or 'haproxy'"),
