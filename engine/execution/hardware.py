@@ -101,21 +101,29 @@ def _a100(num_devices: int, gigabytes: int, bandwidth: float) -> Hardware:
     )
 
 
-_H200 = Hardware(
-    name="h200",
-    source="NVIDIA H200 data sheet (SXM: 989 TFLOP/s BF16 dense, HBM 4,800 GB/s, PCIe 5.0 x16 64 GB/s) times reachable "
-    "shares; step cost assumed: 2 ms of host work",
-    num_devices=1,
-    memory_bytes=141e9,
-    memory_bandwidth=_MEMORY_SHARE * 4800e9,
-    kv_bandwidth=_KV_SHARE * 4800e9,
-    matrix_flops=_MATRIX_SHARE * 989e12,
-    attention_flops=_ATTENTION_SHARE * 989e12,
-    host_bandwidth=0.8 * 64e9,
-    block_copy_s=5e-6,
-    step_s=2e-3,
-    sequence_s=5e-6,
-)
+def _h200(num_devices: int) -> Hardware:
+    """H200s of one machine."""
+    parallel = num_devices > 1
+    return Hardware(
+        name=f"{num_devices}x-h200" if parallel else "h200",
+        source="NVIDIA H200 data sheet (SXM: 989 TFLOP/s BF16 dense, HBM 4,800 GB/s, PCIe 5.0 x16 64 GB/s"
+        + (", NVLink 900 GB/s" if parallel else "")
+        + ") times reachable shares; step cost assumed: 2 ms of host work"
+        + (", and 25 µs an all-reduce as for the A100s" if parallel else ""),
+        num_devices=num_devices,
+        memory_bytes=141e9,
+        memory_bandwidth=_MEMORY_SHARE * 4800e9,
+        kv_bandwidth=_KV_SHARE * 4800e9,
+        matrix_flops=_MATRIX_SHARE * 989e12,
+        attention_flops=_ATTENTION_SHARE * 989e12,
+        host_bandwidth=0.8 * 64e9,
+        block_copy_s=5e-6,
+        link_bandwidth=0.7 * 450e9 if parallel else math.inf,  # 900 GB/s counts both directions
+        all_reduce_s=25e-6 if parallel else 0.0,
+        step_s=2e-3,
+        sequence_s=5e-6,
+    )
+
 
 HARDWARE: Mapping[str, Hardware] = MappingProxyType(
     {
@@ -124,7 +132,10 @@ HARDWARE: Mapping[str, Hardware] = MappingProxyType(
             _a100(1, 40, 1555e9),
             _a100(4, 40, 1555e9),
             _a100(8, 80, 2039e9),
-            _H200,
+            _h200(1),
+            _h200(2),
+            _h200(4),
+            _h200(8),
         )
     }
 )

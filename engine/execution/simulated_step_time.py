@@ -78,7 +78,7 @@ class StepTimeModel:
         # 2 (ranks - 1) / ranks of the data over each link.
         num_all_reduces = 2 * model.num_layers if ranks > 1 else 0
         ring_bytes = 2 * (ranks - 1) / ranks * model.hidden_size * element
-        self._reduced_token_s = num_all_reduces * ring_bytes / hardware.link_bandwidth
+        self._sent_token_bytes = num_all_reduces * ring_bytes
         self._all_reduces_s = num_all_reduces * hardware.all_reduce_s
 
     def matrix_flops(self, work: StepWork) -> int:
@@ -97,6 +97,16 @@ class StepTimeModel:
             return 0.0
         return self.hardware.step_s + work.num_seqs * self.hardware.sequence_s
 
+    def sent_bytes(self, work: StepWork) -> float:
+        """What each device sends to the others."""
+        return work.num_tokens * self._sent_token_bytes
+
+    def communication_seconds(self, work: StepWork) -> float:
+        """What of `seconds` passes in all-reduces."""
+        if work.num_tokens == 0:
+            return 0.0
+        return self._all_reduces_s + self.sent_bytes(work) / self.hardware.link_bandwidth
+
     def seconds(self, work: StepWork) -> float:
         """How long the step lasts. A step without rows only moves blocks."""
         transfers = work.num_moved_blocks * self.moved_block_s + work.num_copied_blocks * self._copied_block_s
@@ -111,7 +121,7 @@ class StepTimeModel:
             self.kv_bytes(work) / hardware.kv_bandwidth,
             self.attention_flops(work) / hardware.attention_flops,
         )
-        communication = self._all_reduces_s + work.num_tokens * self._reduced_token_s
+        communication = self.communication_seconds(work)
         return self.host_seconds(work) + (matrix + attention) / hardware.num_devices + communication + transfers
 
     def num_affordable_blocks(self, utilization: float = 0.9) -> int:
