@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from app.balancer import BookingGoneError, Placement
+from app.balancer import Balancer, BookingGoneError, CheapestPolicy, Choice, Placement, RequestCost
+from app.balancer.fleet import Fleet
 from app.balancer.registry import ReplicaInfo, registry
+from app.transport.messages import LoadReport
 
 with warnings.catch_warnings():
     # Ray's modules warn of their own use of pydantic when they are imported.
@@ -187,3 +189,69 @@ async def test_clients_learn_of_replicas_early_and_late(router: Any) -> None:
     assert other.lists == []
     registry.unregister("late")
     registry.unregister("other")
+
+
+class BalancedClient(Client):
+    """Placements by a balancer that knows the replicas, all of them idle; "b" holds the prompt of every request."""
+
+    CHAIN = tuple(f"block {number}".encode() for number in range(20))
+
+    def __init__(self, balancer: Balancer) -> None:
+        super().__init__(None)
+        self.balancer = balancer
+        load = LoadReport(num_blocks=100, num_free_blocks=100, prefill_tokens_per_s=1000.0)
+        for name in ("a", "b", "c"):
+            balancer.add_replica(name, 16, load)
+        balancer.blocks_changed("b", self.CHAIN, ())
+
+    def book(self, attempt: int) -> str | None:
+        return self.balancer.book(attempt, RequestCost(16 * 20 + 1, 20, 1, self.CHAIN)).replica_id
+
+    def place(self, attempt: int, *, refused: bool) -> Placement:
+        self.asked.append((attempt, refused))
+        return self.balancer.place(attempt, refused=refused)
+
+
+async def test_a_full_favourite_is_left_and_nothing_hangs(router: Any) -> None:
+    client = BalancedClient(Balancer())
+    registry.register("client", "app#engine", client)
+    router.update_replicas([Replica(name) for name in ("a", "b", "c")])
+    assert client.book(1) == "b"
+    assert await choose(router, pending(1)) == "b"
+    assert await choose(router, pending(1), is_retry=True) in ("a", "c")
+    assert client.balancer.bookings_at("b") == []
+
+
+async def test_a_replica_that_dies_at_the_moment_of_choice(router: Any) -> None:
+    client = BalancedClient(Balancer())
+    registry.register("client", "app#engine", client)
+    router.update_replicas([Replica(name) for name in ("a", "b", "c")])
+    assert client.book(1) == "b"
+    # Serve knows first ...
+    router.update_replicas([Replica("a"), Replica("c")])
+    assert await choose(router, pending(1)) in ("a", "c")
+    # ... or the ingress, whose line broke.
+    assert client.book(2) == "b"
+    assert client.balancer.remove_replica("b") == [2]
+    assert await choose(router, pending(2)) in ("a", "c")
+
+
+async def test_an_exception_in_the_cost_costs_no_request(router: Any) -> None:
+    class Broken(CheapestPolicy):
+        def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
+            raise ZeroDivisionError(f"{request.prompt_tokens} tokens, {len(fleet)} replicas, {among}")
+
+    client = BalancedClient(Balancer(Broken()))
+    registry.register("client", "app#engine", client)
+    router.update_replicas([Replica(name) for name in ("a", "b", "c")])
+    names = [client.book(attempt) for attempt in range(6)]
+    assert sorted(map(str, names)) == ["a", "a", "b", "b", "c", "c"]
+    assert [await choose(router, pending(attempt)) for attempt in range(6)] == names
+
+
+async def test_sixteen_calls_of_one_http_request_with_their_own_bookings(router: Any) -> None:
+    client = BalancedClient(Balancer())
+    registry.register("client", "app#engine", client)
+    router.update_replicas([Replica(name) for name in ("a", "b", "c")])
+    booked = [client.book(attempt) for attempt in range(16)]
+    assert await asyncio.gather(*(choose(router, pending(attempt)) for attempt in range(16))) == booked

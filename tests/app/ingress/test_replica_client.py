@@ -13,6 +13,9 @@ import pytest
 
 from app.balancer import Balancer, BookingGoneError
 from app.balancer.registry import ReplicaInfo, registry
+from app.ingress.prompt_chain import prompt_chain
+from app.replica.block_log import BlockLog
+from app.transport.block_messages import decode_sync
 from app.transport.frames import Frame, FrameDecoder
 from app.transport.link import Endpoint, LinkListener
 from app.transport.messages import (
@@ -25,6 +28,7 @@ from app.transport.messages import (
     encode_load,
 )
 from engine.errors import EngineDeadError, OverloadedError, PromptTooLongError, QuireError, RequestError
+from engine.memory import BlockChanges
 from engine.outputs import FinishReason, SequenceOutput, TokenLogprobs
 from engine.request import EngineRequest, ResumedSequence
 from engine.sampling_params import SamplingParams
@@ -88,7 +92,14 @@ class Replica:
         self.closed = False
         self.listener: LinkListener | None = None
         self.endpoint = Endpoint(name, 1, name)
-        metadata = {"host": name, "port": 1, "epoch": name, "block_size": 16, "max_model_len": 512}
+        metadata = {
+            "host": name,
+            "port": 1,
+            "epoch": name,
+            "block_size": 16,
+            "max_model_len": 512,
+            "fingerprint": "model",
+        }
         self.info = ReplicaInfo(name, {**metadata, "graceful_shutdown_timeout_s": 0.4})
 
     def send(self, data: bytes) -> None:
@@ -204,9 +215,9 @@ async def until(condition: Callable[[], object], timeout_s: float = 3.0) -> None
 
 
 class World:
-    def __init__(self, options: ClientOptions = OPTIONS) -> None:
+    def __init__(self, options: ClientOptions = OPTIONS, balancer: Balancer | None = None) -> None:
         self.fleet = Fleet()
-        self.balancer = Balancer()
+        self.balancer = balancer or Balancer()
         self.client = ReplicaSetClient(
             "model",
             self.fleet,
@@ -620,3 +631,60 @@ async def test_a_request_keeps_its_place_when_it_moves(world: World) -> None:
     assert second.waited_s >= 0.05
     other.step(second, finish="length")
     await reader
+
+
+async def test_a_request_goes_where_its_prompt_is_cached(world: World) -> None:
+    request = EngineRequest("request", list(range(100)), SamplingParams(max_tokens=8, seed=7))
+    log = BlockLog()
+    log.add(BlockChanges(list(prompt_chain(request, "model", 16)), []))
+    cached = world.fleet.replicas["b"]
+    assert [frame.kind for frame in cached.sent] == [Kind.SYNC]
+    cached.receive(log.since(0))
+    for count in range(1, 4):
+        reader = world.read(request)
+        replica, call = await world.fleet.first_call(count)
+        assert replica is cached
+        replica.step(call, finish="length")
+        await reader
+    # A message that is missing is asked for, and until it comes the replica counts as holding nothing.
+    log.add(BlockChanges([b"x" * 16], []))
+    cached.receive(log.add(BlockChanges([b"y" * 16], [])))
+    assert [decode_sync(frame) for frame in cached.sent if frame.kind == Kind.SYNC] == [0, 1]
+    cached.receive(log.since(1))
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call(4)
+    assert replica is cached
+    replica.step(call, finish="length")
+    await reader
+
+
+async def test_a_request_held_back_is_called_when_the_replica_comes_free() -> None:
+    world = World(balancer=Balancer(hold_s=0.05))
+    await world.start("a")
+    replica = world.fleet.replicas["a"]
+    replica.receive(encode_load(LoadReport(num_waiting_tokens=200, prefill_tokens_per_s=1000.0)))
+    reader = world.read(make_request())
+    await asyncio.sleep(0.06)
+    assert world.fleet.calls == []
+    assert world.balancer.num_held == 1
+    _, call = await world.fleet.first_call()
+    replica.step(call, finish="length")
+    assert tokens_of(await reader) == expected(make_request(), 1)
+    await world.client.close()
+    world.fleet.publish()
+    world.assert_clean()
+
+
+async def test_a_reader_that_leaves_while_its_request_is_held_back() -> None:
+    world = World(balancer=Balancer(hold_s=0.05))
+    await world.start("a")
+    replica = world.fleet.replicas["a"]
+    replica.receive(encode_load(LoadReport(num_waiting_tokens=2000, prefill_tokens_per_s=1000.0)))
+    reader = world.read(make_request())
+    await until(lambda: world.balancer.num_held)
+    reader.cancel()
+    await until(lambda: not world.balancer.num_held)
+    assert world.fleet.calls == []
+    await world.client.close()
+    world.fleet.publish()
+    world.assert_clean()
