@@ -223,7 +223,7 @@ class Balancer:
             booking = self._bookings.get(key)
             if booking is not None and booking.replica_id is not None:
                 self._fleet.stop_expecting(booking.slot, booking.expected)
-                booking.expected = []
+                booking.expected = ()
 
     def receipt(self, key: int) -> RouteReceipt | None:
         """What a placed booking's choice rested on."""
@@ -321,7 +321,8 @@ class Balancer:
         booking.replica_id = fleet.replica_ids[slot]
         booking.reported = False
         booking.booked_at = now
-        booking.expected = fleet.expect(slot, booking.cost.block_hashes)
+        booking.expected = booking.cost.block_hashes[booking.num_cached_blocks :]
+        fleet.expect(slot, booking.expected)
         self._placed[booking.replica_id][booking.key] = booking
         self._unreported[booking.replica_id][booking.key] = booking
         fleet.num_sequences[slot] += booking.cost.num_sequences
@@ -351,7 +352,7 @@ class Balancer:
             return
         del self._placed[replica_id][booking.key]
         self._fleet.stop_expecting(slot, booking.expected)
-        booking.expected = []
+        booking.expected = ()
         if not booking.reported:
             fleet = self._fleet
             del self._unreported[replica_id][booking.key]
@@ -380,7 +381,7 @@ class Balancer:
         del self._unreported[replica_id]
         for booking in placed.values():
             booking.replica_id = None
-            booking.expected = []
+            booking.expected = ()
         self._fleet.remove(replica_id)
         del self._heard_at[replica_id]
         self._draining.discard(replica_id)

@@ -65,7 +65,7 @@ class PrefixThresholdPolicy(_Memoryless):
 
     Args:
         imbalance: requests by which the fullest may exceed the emptiest before load alone decides.
-        match: share of the prompt that must be cached for a match to count; else the emptiest cache is taken.
+        match: share of the prompt that must be cached for a match to count; else the shortest queue is taken.
     """
 
     def __init__(self, imbalance: int = 10, match: float = 0.1) -> None:
@@ -82,8 +82,8 @@ class PrefixThresholdPolicy(_Memoryless):
         if deepest.num_blocks * request.block_size >= self._match * request.prompt_tokens:
             slot = min(slots_of(deepest.holders), key=fleet.num_sequences.__getitem__)
             return Choice(slot, deepest.num_blocks, 0.0)
-        slot = min(slots, key=lambda slot: len(fleet.index.held(slot)))
-        return Choice(slot, _cached_at(slot, request, fleet), 0.0)
+        slot = slots[queues.index(min(queues))]
+        return Choice(slot, _cached_at(slot, request, fleet), float(min(queues)))
 
 
 class PendingPlusMissPolicy(_Memoryless):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ class Booking:
     held: bool = False
     num_moves: int = 0
     refused_by: set[str] = field(default_factory=set)
-    expected: list[Hashable] = field(default_factory=list)
+    expected: Sequence[Hashable] = ()
 
     @property
     def uncached_tokens(self) -> int:

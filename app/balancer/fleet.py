@@ -146,13 +146,9 @@ class Fleet:
             groups.append(Overlap(0, rest))
         return groups
 
-    def expect(self, slot: int, chain: Sequence[Hashable]) -> list[Hashable]:
-        """A prompt is booked here: its blocks will be. Returns those that were not known to be here before."""
-        bit = self.index.bit(slot)
-        index, expected = self.index, self.expected
-        new = [item for item in chain if not (index.holders(item) | expected.holders(item)) & bit]
-        expected.store(slot, new)
-        return new
+    def expect(self, slot: int, hashes: Sequence[Hashable]) -> None:
+        """A prompt is booked here: those of its blocks that are not here yet will be."""
+        self.expected.store(slot, hashes)
 
     def stop_expecting(self, slot: int, hashes: Iterable[Hashable]) -> None:
         """The prompt is computed, or will not be here."""

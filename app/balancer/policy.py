@@ -9,8 +9,9 @@ from app.balancer.cost import CostWeights, RequestCost, cost_s
 from app.balancer.fleet import Fleet
 from app.balancer.prefix_index import slots_of
 
-# Where more replicas hold equally much, so many of the emptiest are priced of either lane.
-MAX_PRICED = 8
+# Where more than MAX_SORTED replicas hold equally much, so many of the emptiest are priced of either lane.
+MAX_PRICED = 3
+MAX_SORTED = 12
 
 # Prompts that take this many times the mean are long. Leaving the lanes costs a long one, and a short one, so many
 # means: enough to keep them apart while there is a choice, and little beside a queue.
@@ -75,18 +76,20 @@ class CheapestPolicy:
     ) -> Choice | None:
         uncached = request.uncached_tokens(num_blocks)
         mean_s = self._mean_prefill_s if len(fleet) >= MIN_REPLICAS_FOR_LANES else 0.0
+        crowding = 1.0 + self.weights.crowding
         for slot in _emptiest(holders, fleet):
             wait_s = max(fleet.free_at[slot] - fleet.now, 0.0)
-            if best is not None and wait_s >= best.cost_s:
-                break
-            least_s = uncached / fleet.prefill_rates[slot] * (1.0 + self.weights.crowding)
-            if best is not None and wait_s + least_s >= best.cost_s:
-                continue
-            load = fleet.load_of(slot)
-            cost = cost_s(request, load, num_blocks, self.weights)
-            is_long = uncached > LONG_PROMPT * mean_s * load.prefill_tokens_per_s
+            prefill_s = uncached / fleet.prefill_rates[slot]
+            is_long = prefill_s > LONG_PROMPT * mean_s
+            lane_s = 0.0
             if is_long != bool(slot & 1):
-                cost += mean_s * (LONG_OUT_OF_LANE if is_long else SHORT_OUT_OF_LANE)
+                lane_s = mean_s * (LONG_OUT_OF_LANE if is_long else SHORT_OUT_OF_LANE)
+            if best is not None:
+                if wait_s >= best.cost_s:
+                    break
+                if wait_s + prefill_s * crowding + lane_s >= best.cost_s:
+                    continue
+            cost = cost_s(request, fleet.load_of(slot), num_blocks, self.weights) + lane_s
             if best is None or cost < best.cost_s:
                 best = Choice(slot, num_blocks, cost)
         return best
@@ -94,7 +97,7 @@ class CheapestPolicy:
 
 def _emptiest(holders: int, fleet: Fleet) -> list[int]:
     """Slots of a bitmap from the emptiest on; of many, MAX_PRICED of either lane."""
-    if holders.bit_count() <= MAX_PRICED:
+    if holders.bit_count() <= MAX_SORTED:
         return sorted(slots_of(holders), key=fleet.free_at.__getitem__)
     bits = holders.to_bytes(holders.bit_length() // 8 + 1, "little")
     end = 8 * len(bits)

@@ -139,7 +139,8 @@ class BalancerMachine(RuleBasedStateMachine):
             unreported = [booking for booking in placed if not booking.reported]
             assert fleet.num_sequences[slot] == sum(booking.cost.num_sequences for booking in unreported)
             assert fleet.num_blocks_taken[slot] == sum(booking.num_new_blocks for booking in unreported)
-            assert fleet.expected.held(slot) == {item for booking in placed for item in booking.expected}
+            # Two bookings may wait for one block; the first that ends takes it off.
+            assert fleet.expected.held(slot) <= {item for booking in placed for item in booking.expected}
 
     def teardown(self) -> None:
         for key in list(self.keys):
