@@ -13,6 +13,7 @@ import gc
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from app.balancer import POLICIES, make_policy
@@ -37,7 +38,7 @@ def main() -> None:
         # Holding back is part of the default policy; the others are what their authors made them.
         hold_s = args.hold_ms / 1000.0 if name == "cheapest" and args.hold_ms >= 0 else None
         setup = FleetSetup(args.replicas, model, args.staleness_ms / 1000.0, args.ingresses, hold_s)
-        results[name] = summary(Simulation(setup, lambda name=name: make_policy(name)).run(requests))
+        results[name] = summary(Simulation(setup, partial(make_policy, name)).run(requests))
         print(f"{name}: {time.perf_counter() - began:.1f} s", file=sys.stderr)
     print(f"{len(requests)} requests, ideal hit rate {ideal:.4f}")
     print(table(results))
