@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.cli.config_file import LoadedConfig, check_port_is_free
+from app.cli.processes import descendants, terminate
 from app.cli.progress import DeploymentFailedError, StartupView, follow_startup, reason
 from app.cli.ray_environment import apply_environment
 from app.config import describe
@@ -139,9 +140,12 @@ def _shut_down() -> None:
     import ray
     from ray import serve
 
+    # HAProxy outlives the actor that started it, and keeps its ports.
+    proxies = descendants("haproxy")
     if ray.is_initialized():
         serve.shutdown()  # type: ignore[no-untyped-call]
     ray.shutdown()
+    terminate(proxies)
 
 
 @contextmanager
