@@ -8,7 +8,9 @@ import logging
 from engine.config import CacheConfig, EngineConfig
 from engine.control import RankSetup, WorkerLauncher, WorkerProcesses
 from engine.engine import LLMEngine
+from engine.errors import ConfigError
 from engine.execution.executor import UniprocExecutor
+from engine.execution.host import may_have_gpu
 from engine.execution.parallel_executor import ParallelExecutor
 from engine.execution.worker import Worker, create_worker
 from engine.loading import Checkpoint, open_checkpoint
@@ -80,9 +82,25 @@ def _start_executor(
     if config.tensor_parallel_size == 1:
         return UniprocExecutor(create_worker(checkpoint, _bounded(model_config, max_model_len), config, progress))
     split_decoder(model_config, config.tensor_parallel_size)  # an error before anything is started
+    if launcher is None:
+        _check_gpus(config)
     return ParallelExecutor.start(
         model, config, max_model_len, lambda setup: load_worker(setup, progress), launcher or WorkerProcesses()
     )
+
+
+def _check_gpus(config: EngineConfig) -> None:
+    """Ranks that are processes of this machine take a GPU each, where they take any."""
+    if config.device == "cpu" or not may_have_gpu():
+        return
+    from engine.execution.platform import num_gpus
+
+    found = num_gpus()
+    if found < config.tensor_parallel_size and (found or config.device == "cuda"):
+        raise ConfigError(
+            f"tensor_parallel_size={config.tensor_parallel_size} is more than the GPUs of this machine, {found}; "
+            "use fewer ranks, or device='cpu'"
+        )
 
 
 def _bounded(model_config: ModelConfig, max_model_len: int) -> ModelConfig:

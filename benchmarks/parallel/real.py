@@ -40,6 +40,8 @@ def measure_real(model: str, ranks: int, batch: int, *, threads: int, context: i
     """`batch` sequences of about `context` tokens, all decoding."""
     llm = LLM(
         model,
+        device="cpu",
+        kernels="native",
         tensor_parallel_size=ranks,
         num_threads=threads,
         max_model_len=context + steps + 32,

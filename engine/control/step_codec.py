@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -30,20 +31,11 @@ from engine.memory import BlockCopy
 from engine.sampling_params import SamplingParams
 from engine.scheduling import SampleRequest, ScheduledSequence, SchedulerOutput
 
-_ROW = np.dtype([("seq_id", "<i8"), ("start", "<i4"), ("tokens", "<i4"), ("blocks", "<i4"), ("draws", "<i4")])
-_DRAW = np.dtype(
-    [
-        ("seq_id", "<i8"),
-        ("seed", "<u8"),
-        ("cumulative_logprob", "<f8"),
-        ("name", "<i4"),
-        ("params", "<i4"),
-        ("sample_index", "<i4"),
-        ("position", "<i4"),
-        ("num_prompt_tokens", "<i4"),
-        ("history", "<i4"),
-    ]
-)
+# Sequence, start; how many tokens, blocks and draws.
+_ROW = struct.Struct("<qiiii")
+# Sequence, seed, cumulative log-probability; which name and parameters; sample index, position, prompt's length; how
+# many tokens so far are sent.
+_DRAW = struct.Struct("<qQdiiiiii")
 _INT32 = np.dtype("<i4")
 _NUM_COUNTS = 10
 _NO_TOKENS: Int32Array = np.empty(0, dtype=np.int32)
@@ -62,13 +54,10 @@ class StepEncoder:
     def encode(self, output: SchedulerOutput) -> bytes:
         """The whole step, but for `token_ids` of draws that penalise no tokens: nothing reads those."""
         scheduled = output.scheduled
-        rows = np.array(
-            [
-                (item.seq_id, item.start, len(item.token_ids), len(item.block_table), len(item.samples))
-                for item in scheduled
-            ],
-            dtype=_ROW,
-        )
+        rows = [
+            _ROW.pack(item.seq_id, item.start, len(item.token_ids), len(item.block_table), len(item.samples))
+            for item in scheduled
+        ]
         names: dict[str, int] = {}
         params: dict[bytes, int] = {}
         history: list[Int32Array] = []
@@ -80,7 +69,7 @@ class StepEncoder:
                     history.append(request.token_ids)
                 text = self._text(request.request_id, request.sampling_params)
                 draws.append(
-                    (
+                    _DRAW.pack(
                         request.seq_id,
                         request.seed,
                         request.cumulative_logprob,
@@ -112,8 +101,8 @@ class StepEncoder:
         return b"".join(
             [
                 _int32(counts),
-                rows.tobytes(),
-                np.array(draws, dtype=_DRAW).tobytes(),
+                *rows,
+                *draws,
                 np.array(copies, dtype=_INT32).tobytes(),
                 tokens.tobytes(),
                 blocks.tobytes(),
@@ -148,8 +137,8 @@ class StepDecoder:
         counts = reader.array(_INT32, _NUM_COUNTS).tolist()
         num_rows, num_draws, num_out, num_in, num_copies, num_tokens, num_blocks, num_past = counts[:8]
         num_names, num_params = counts[8:]
-        rows = reader.array(_ROW, num_rows).tolist()
-        draws = reader.array(_DRAW, num_draws).tolist()
+        rows = reader.structs(_ROW, num_rows)
+        draws = reader.structs(_DRAW, num_draws)
         pairs = reader.array(_INT32, 2 * (num_out + num_in + num_copies)).reshape(-1, 2).tolist()
         copies = tuple(BlockCopy(source, destination) for source, destination in pairs)
         tokens = reader.array(_INT32, num_tokens)
@@ -204,6 +193,10 @@ class _Reader:
         found = np.frombuffer(self._message, dtype, count, self._at) if count else np.empty(0, dtype)
         self._at += count * dtype.itemsize
         return found
+
+    def structs(self, layout: struct.Struct, count: int) -> Iterator[tuple[Any, ...]]:
+        begin, self._at = self._at, self._at + count * layout.size
+        return layout.iter_unpack(memoryview(self._message)[begin : self._at])
 
     def texts(self, count: int) -> list[bytes]:
         lengths = self.array(_INT32, count).tolist()

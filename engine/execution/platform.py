@@ -11,6 +11,11 @@ from engine.execution.host import cpu_multiplies_bfloat16, host_kv_cache_budget
 GPU_MEMORY_FRACTION = 0.9
 
 
+def num_gpus() -> int:
+    """CUDA devices that this process sees."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def resolve_device(name: str, rank: int = 0) -> torch.device:
     """The device named. Ranks of one node that see the same GPUs take one each; where each sees only its own, that."""
     if name == "auto":
