@@ -172,6 +172,7 @@ int open_segment(const QuireCommunicatorParams& p, Segment** segment) {
             if ((*segment)->ready.load(std::memory_order_acquire) == kReady) return QUIRE_OK;
         }
         if (now() >= deadline) {
+            unlink(p.path);  // begun by a rank 0 that has died
             return fail(QUIRE_COMMUNICATION_FAILED, "%s: rank 0 has not made %s in %.3g s", kJoin, p.path,
                         static_cast<double>(p.join_timeout_ns) * 1e-9);
         }

@@ -117,7 +117,8 @@ def test_a_killed_rank_0_leaves_no_segment(library: KernelLibrary) -> None:
     finally:
         child.kill()
         child.wait()
-    with pytest.raises(CommunicatorError, match="rank 2 has not come"):
+    # It may have died before it had made all of the file.
+    with pytest.raises(CommunicatorError, match=r"rank [02] has not"):
         SharedMemoryCommunicator(library, group)
     assert not segment_path(group.segment).exists()
 
