@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 
 import numpy as np
@@ -62,10 +63,8 @@ class Sampler:
             tokens = _most_likely(shaped, count)
             logprobs = shaped[tokens].astype(np.float64) - normaliser
             top = _top(shaped, normaliser, params.logprobs or 0)
-            for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
-                found.append(BeamCandidate(request.seq_id, token, logprob, request.cumulative_logprob + logprob, top))
-        found.sort(key=lambda candidate: -candidate.cumulative_logprob)
-        return tuple(found[:count])
+            found += continuations(request, zip(tokens.tolist(), logprobs.tolist(), strict=True), top)
+        return most_likely(found, count)
 
     def _sample_row(self, logits: FloatArray, request: SampleRequest, draw: float) -> SampledToken:
         params = request.sampling_params
@@ -76,6 +75,20 @@ class Sampler:
         normaliser = _log_normaliser(logits)
         top = _top(logits, normaliser, params.logprobs or 0)
         return SampledToken(request.seq_id, token_id, float(logits[token_id]) - normaliser, top)
+
+
+def continuations(
+    beam: SampleRequest, tokens: Iterable[tuple[int, float]], top: tuple[tuple[int, float], ...]
+) -> list[BeamCandidate]:
+    """A beam's continuations by each of `tokens`, with their log-probabilities."""
+    return [
+        BeamCandidate(beam.seq_id, token, logprob, beam.cumulative_logprob + logprob, top) for token, logprob in tokens
+    ]
+
+
+def most_likely(candidates: list[BeamCandidate], count: int) -> tuple[BeamCandidate, ...]:
+    """The `count` best of a search, equal ones in the order that they came in."""
+    return tuple(sorted(candidates, key=lambda candidate: -candidate.cumulative_logprob)[:count])
 
 
 def _draw(logits: FloatArray, params: SamplingParams, draw: float) -> int:

@@ -28,6 +28,6 @@ def sample_rows(output: SchedulerOutput) -> tuple[list[int], list[SampleRequest]
 def stays_on_device(request: SampleRequest) -> bool:
     """Whether a device that draws for itself can draw this token and go on from it before the host has seen it.
 
-    The beams of a search, and logits that are changed before the draw, go by way of the host.
+    How the beams of a search go on, and what logits become that are changed before the draw, the host decides.
     """
     return not request.sampling_params.use_beam_search and not changes_logits(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from engine.kernels import abi
+from engine.kernels.cuda_only import CudaOnlyKernels
 from engine.kernels.library import KernelError, KernelsUnavailableError, load_library
 from engine.kernels.native import NativeBackend
 
@@ -29,6 +30,9 @@ class CudaBackend(NativeBackend):
         batch_invariant: each row's result is bitwise the same alone, in any batch and in any chunk. Costs decodes some
             of their speed, since they are computed as prompts are. The other operations always are invariant.
 
+    Attributes:
+        cuda_only: what no other backend has.
+
     Raises:
         KernelsUnavailableError: the library or a usable GPU is not there, with the reason.
     """
@@ -48,6 +52,7 @@ class CudaBackend(NativeBackend):
                 f"the cuda kernels need compute capability {OLDEST_CAPABILITY}, device {self._device} has {capability}"
             )
         super().__init__(library, "cuda", num_threads=0, split_tokens=INVARIANT_SPLIT_TOKENS if batch_invariant else 0)
+        self.cuda_only = CudaOnlyKernels(library, self._stream)
 
     def _stream(self) -> int | None:
         stream: int = torch.cuda.current_stream(self._device).cuda_stream

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from engine.errors import ConfigError, QuireError
-from engine.kernels import abi
+from engine.kernels import abi, cuda_abi
 from engine.kernels.communicator_abi import declare_communicator
 
 LIBRARY_PATH_VARIABLE = "QUIRE_LIBRARY_PATH"
@@ -42,7 +42,8 @@ class KernelLibrary:
         symbols.quire_last_error.restype = ctypes.c_char_p
         symbols.quire_backend_name.restype = ctypes.c_char_p
         self._functions = {}
-        for name, params in abi.OPERATIONS.items():
+        own = cuda_abi.OPERATIONS if symbols.quire_backend_name() == b"cuda" else {}
+        for name, params in (abi.OPERATIONS | own).items():
             function = getattr(symbols, f"quire_{name}")
             function.argtypes = [ctypes.POINTER(params)]
             function.restype = ctypes.c_int
@@ -56,7 +57,8 @@ class KernelLibrary:
         self._declare_decoder()
 
     def call(self, operation: str, params: abi.Params) -> None:
-        """Run an operation of `abi.OPERATIONS`; a status other than OK becomes a KernelError."""
+        """Run an operation of `abi.OPERATIONS`, or on CUDA of `cuda_abi.OPERATIONS`; a status other than OK becomes a
+        KernelError."""
         if self._functions[operation](params):
             self.raise_last_error(operation)
 

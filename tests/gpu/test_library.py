@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.kernels import abi
+from engine.kernels import abi, cuda_abi
 from engine.kernels.cuda import CudaBackend
 from engine.kernels.library import KernelError, KernelLibrary, KernelsUnavailableError, load_library
 
 PTXAS_LOG = Path(__file__).parents[2] / "build" / "native" / "libquire_cuda.ptxas"
 NO_NVCC = "there is no nvcc, so the CUDA library was not built"
+OPERATIONS = abi.OPERATIONS | cuda_abi.OPERATIONS
 SOMEWHERE = 1 << 20  # an address that no refused call may touch
 
 
@@ -30,7 +31,7 @@ def library() -> KernelLibrary:
 
 def filled(operation: str) -> abi.Params:
     """A struct that passes every check that needs no device."""
-    params = abi.OPERATIONS[operation]()
+    params = OPERATIONS[operation]()
     for name, kind, *_ in params._fields_:
         if kind is ctypes.c_void_p and name not in ("stream", "workspace"):
             setattr(params, name, SOMEWHERE)
@@ -46,10 +47,12 @@ def filled(operation: str) -> abi.Params:
     for name in ("dtype", "cache_dtype"):
         if hasattr(params, name):
             setattr(params, name, 0)
+    if isinstance(params, cuda_abi.SwapBlocksParams):
+        params.stream, params.to_host, params.method = SOMEWHERE, 1, cuda_abi.SWAP_COPY_ENGINE
     return params
 
 
-@pytest.mark.parametrize("operation", sorted(abi.OPERATIONS))
+@pytest.mark.parametrize("operation", sorted(OPERATIONS))
 def test_checks_struct_version_and_threads(library: KernelLibrary, operation: str) -> None:
     for field, value, message in (
         ("size", 8, "params has size 8"),
@@ -90,6 +93,14 @@ def test_checks_struct_version_and_threads(library: KernelLibrary, operation: st
         ("paged_attention", "value_cache", abi.CacheView(None, 4096, 1024, 64), "value_cache is null"),
         ("copy_blocks", "block_bytes", 0, "block_bytes=0"),
         ("copy_blocks", "pairs", None, "pool or pairs is null"),
+        ("sample", "vocab_size", (1 << 18) + 1, "vocab_size=262145 must be from 1 to 262144"),
+        ("sample", "logits_row_stride", 63, "logits_row_stride=63 is below vocab_size=64"),
+        ("sample", "max_candidates", 65, "max_candidates=65"),
+        ("sample", "draws", None, "logits, draws or drawn is null"),
+        ("swap_blocks", "stream", None, "stream is null"),
+        ("swap_blocks", "to_host", 2, "to_host=2"),
+        ("swap_blocks", "method", 2, "method=2 is no QuireSwapMethod"),
+        ("swap_blocks", "host_pool", None, "device_pool, host_pool or pairs is null"),
     ],
 )
 def test_refuses_arguments(library: KernelLibrary, operation: str, field: str, value: object, message: str) -> None:
@@ -100,7 +111,7 @@ def test_refuses_arguments(library: KernelLibrary, operation: str, field: str, v
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("operation", sorted(abi.OPERATIONS))
+@pytest.mark.parametrize("operation", sorted(OPERATIONS.keys() - {"swap_blocks"}))  # which reads its pairs here
 def test_without_a_gpu_a_sound_call_reports_the_runtime(library: KernelLibrary, operation: str) -> None:
     """Also shows that `filled` passes the argument checks, so that the tests above fail for the field they set."""
     with pytest.raises(KernelError, match=r"\(cudaError\w+\)"):
@@ -129,7 +140,7 @@ def test_no_kernel_spills_registers() -> None:
         elif (match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)) and match[0][0] != "0":
             spilling.append(f"{entry}: {match[0]}")
     attention = ("paged_attention", "decode_attention", "prefill_attention", "merge_shares", "merge_splits")
-    for name in ("rms_norm", "silu_and_mul", "rotate_and_cache", "copy_blocks", *attention):
+    for name in ("rms_norm", "silu_and_mul", "rotate_and_cache", "copy_blocks", *cuda_abi.OPERATIONS, *attention):
         for architecture in ("sm_80", "sm_90a"):
             assert any(f"{name}_kernel" in kernel and kernel.endswith(architecture) for kernel in kernels), name
     assert spilling == []

@@ -152,6 +152,11 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
 }
 inline int __ffs(unsigned bits) { return __builtin_ffs(static_cast<int>(bits)); }
 template <typename T>
+T atomicAdd(T* address, T value) { return std::exchange(*address, *address + value); }
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
+    return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
+}
+template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
     return emulation::exchange(value, emulation::cta->running_index % emulation::kWarp ^ mask);
 }
@@ -176,6 +181,13 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device
 template <typename Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* ctas, Kernel, int, size_t) {
     *ctas = 2;
+    return cudaSuccess;
+}
+enum cudaMemcpySrcAccessOrder { cudaMemcpySrcAccessOrderStream = 1 };
+struct cudaMemcpyAttributes { cudaMemcpySrcAccessOrder srcAccessOrder; };
+inline cudaError_t cudaMemcpyBatchAsync(void* const* to, const void* const* from, const size_t* sizes, size_t count,
+                                        cudaMemcpyAttributes*, size_t*, size_t, cudaStream_t) {
+    for (size_t i = 0; i < count; ++i) std::memcpy(to[i], from[i], sizes[i]);
     return cudaSuccess;
 }
 template <typename Kernel>
