@@ -65,6 +65,7 @@ class EngineConfig:
             memory allow, and the next one when all of it has ended.
         async_scheduling: prepare a step while the one before it runs, so that the device does not wait for the host.
             "auto" is yes on a GPU; the native CPU engine, whose steps run on the host, has no use for it.
+        cuda_graphs: on a GPU, replay decoding steps from CUDA graphs, captured at the start for a list of batch sizes.
         shared_prefixes: name → a text, or token ids, that many prompts begin with, such as a system prompt: its full
             blocks are computed at the start and pinned. Requests share them by their content; nothing names them.
         kernels: "auto", or for tests and comparisons "native", the native CPU engine, or the kernels of a torch model
@@ -90,6 +91,7 @@ class EngineConfig:
     reservation: Reservation = "paged"
     batching: Batching = "continuous"
     async_scheduling: AsyncScheduling = "auto"
+    cuda_graphs: bool = True
     shared_prefixes: Mapping[str, str | Sequence[int]] = field(default_factory=dict)
     kernels: str = "auto"
     tensor_parallel_size: int = 1
@@ -119,6 +121,8 @@ class EngineConfig:
         check_integer("seed", self.seed, 0, (1 << 64) - 1)
         if self.async_scheduling != "auto" and not isinstance(self.async_scheduling, bool):
             raise ConfigError(f"async_scheduling={self.async_scheduling!r} must be auto, true or false")
+        if not isinstance(self.cuda_graphs, bool):
+            raise ConfigError(f"cuda_graphs={self.cuda_graphs!r} must be true or false")
         if self.enable_prefix_caching is not None and not isinstance(self.enable_prefix_caching, bool):
             raise ConfigError(f"enable_prefix_caching={self.enable_prefix_caching!r} must be true or false")
         fraction = self.gpu_memory_utilization

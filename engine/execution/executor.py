@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from engine.config import CacheConfig
 from engine.preemption import SwapCost
@@ -38,6 +38,15 @@ class PendingStep(Protocol):
         ...
 
 
+class FinishedStep(NamedTuple):
+    """A step that had run by the time it was handed over."""
+
+    drawn: SamplerOutput
+
+    def result(self) -> SamplerOutput:
+        return self.drawn
+
+
 @runtime_checkable
 class AsyncExecutor(Executor, Protocol):
     """An executor that also takes a step while another runs. Steps run in the order of their submission.
@@ -55,7 +64,7 @@ class AsyncExecutor(Executor, Protocol):
     def submit(self, output: SchedulerOutput) -> PendingStep: ...
 
 
-class UniprocExecutor(Executor):
+class UniprocExecutor(AsyncExecutor):
     """One rank, in the caller's thread."""
 
     def __init__(self, worker: Worker) -> None:
@@ -63,6 +72,13 @@ class UniprocExecutor(Executor):
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         return self._worker.execute(output)
+
+    @property
+    def overlaps(self) -> bool:
+        return self._worker.overlaps
+
+    def submit(self, output: SchedulerOutput) -> PendingStep:
+        return self._worker.submit(output)
 
     def swap_cost(self) -> SwapCost | None:
         return self._worker.swap_cost

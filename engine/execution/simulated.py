@@ -7,7 +7,6 @@ a result from it says that it is simulated, and on what: `Hardware.name` and `Ha
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from typing import NamedTuple, Protocol
 
@@ -16,13 +15,13 @@ from engine.engine import LLMEngine
 from engine.errors import ConfigError
 from engine.execution.executor import AsyncExecutor
 from engine.execution.hardware import Hardware
+from engine.execution.latest_tokens import LatestTokens
 from engine.execution.simulated_step_time import StepTimeModel, StepWork
 from engine.execution.simulated_tokens import SimulatedLanguage
 from engine.int32_buffer import Int32Array
 from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.scheduling import SampleRequest, SamplerOutput, SchedulerOutput
-from engine.sequence import PLACEHOLDER
 
 
 class Clock(Protocol):
@@ -93,7 +92,7 @@ class SimulatedExecutor(AsyncExecutor):
         self.busy_s = 0.0
         self._language = language
         self._device_free_at = 0.0
-        self._drawn: dict[int, int] = {}  # by the latest submitted step, by sequence
+        self._latest = LatestTokens()
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         requests = self._begin(output)
@@ -114,35 +113,15 @@ class SimulatedExecutor(AsyncExecutor):
 
     def submit(self, output: SchedulerOutput) -> SimulatedStep:
         """The host takes its share of the step's time now, the device its own once it is done with the step before."""
-        requests = self._begin(self._with_known_tokens(output))
+        requests = self._begin(self._latest.fill(output))
         host_s = self.step_time.host_seconds(self.last_work)
         device_s = self.step_time.seconds(self.last_work) - host_s
         self.clock.advance(host_s)
         self._device_free_at = max(self.clock.now(), self._device_free_at) + device_s
         self.busy_s += device_s
         drawn = self._language.sample(requests)
-        self._drawn = {token.seq_id: token.token_id for token in drawn.tokens}
+        self._latest.remember(drawn)
         return SimulatedStep(self.clock, self._device_free_at, drawn)
-
-    def _with_known_tokens(self, output: SchedulerOutput) -> SchedulerOutput:
-        """The step with what the one before it drew in the place of placeholders."""
-        scheduled = tuple(
-            item._replace(
-                token_ids=self._known(item.seq_id, item.token_ids),
-                samples=tuple(
-                    sample._replace(token_ids=self._known(sample.seq_id, sample.token_ids)) for sample in item.samples
-                ),
-            )
-            for item in output.scheduled
-        )
-        return dataclasses.replace(output, scheduled=scheduled)
-
-    def _known(self, seq_id: int, token_ids: Int32Array) -> Int32Array:
-        if token_ids[-1] != PLACEHOLDER:
-            return token_ids
-        known = token_ids.copy()
-        known[-1] = self._drawn[seq_id]
-        return known
 
     def swap_cost(self) -> SwapCost:
         """What `auto` preemption weighs against recomputation: the model's own price of moving a block."""

@@ -10,16 +10,21 @@ from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError
 from engine.execution import platform
 from engine.execution.cache_engine import CacheEngine
+from engine.execution.decode_graphs import CudaCapture
+from engine.execution.executor import PendingStep
 from engine.execution.host import num_available_cores
+from engine.execution.memory_profile import largest_steps, peak_bytes
 from engine.execution.torch_runner import TorchModelRunner
 from engine.execution.worker import Worker
 from engine.kernels import select_backend
+from engine.kernels.cuda_only import CudaOnlyKernels
 from engine.loading import Checkpoint, load_model
 from engine.model_config import ModelConfig
 from engine.parallel import ALONE, TensorParallelGroup
 from engine.parallel.rank import Rank
 from engine.parallel.torch_communicator import TorchCommunicator
 from engine.progress import Progress
+from engine.scheduling import SchedulerOutput
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +52,10 @@ class TorchWorker(Worker):
         torch.set_num_threads(num_threads)
         self._kernels = select_backend(config.kernels, self._device.type, num_threads)
         self._communicator = TorchCommunicator(parallel, self._device) if parallel.is_parallel else None
+        self._cuda_only: CudaOnlyKernels | None = getattr(self._kernels, "cuda_only", None)
+        if parallel.is_parallel:
+            self._cuda_only = None  # one rank draws, and the others learn of its tokens through the host
+        self.overlaps = self._cuda_only is not None
         self._model = load_model(
             checkpoint,
             model_config,
@@ -65,8 +74,39 @@ class TorchWorker(Worker):
         return CacheEngine.block_bytes(self._shard_config, self._config.block_size, self._kv_dtype)
 
     def kv_cache_budget(self) -> int:
-        budget = platform.kv_cache_budget(self._device, self._config.gpu_memory_utilization)
+        activations = 0
+        if self._device.type == "cuda":
+            activations = self._peak_of_largest_steps()
+            torch.cuda.empty_cache()  # what that took counts once
+        budget = platform.kv_cache_budget(self._device, self._config.gpu_memory_utilization) - activations
         return budget if self._device.type == "cuda" else budget // self._parallel.num_local_ranks
+
+    def _peak_of_largest_steps(self) -> int:
+        """What steps need beside weights and pool, measured over a pool just large enough for them.
+
+        The eager peaks of both are kept free, as graphs keep the memory of the largest decoding step for good.
+        """
+        config = self._config
+        max_len = self._model_config.max_position_embeddings
+        steps = largest_steps(config.max_num_batched_tokens, config.max_num_seqs, max_len, config.block_size)
+        cache_config = CacheConfig(config.block_size, -(-config.max_num_batched_tokens // config.block_size), False)
+        cache = CacheEngine(self._shard_config, cache_config, self._kv_dtype, self._device, self._kernels)
+        runner = TorchModelRunner(
+            self._model,
+            cache,
+            self._model_config,
+            config,
+            cache_config.num_blocks,
+            draws=self._parallel.rank == 0,
+            cuda_only=self._cuda_only,
+        )
+        return sum(peak_bytes(lambda step=step: runner.run(step), self._device) for step in steps)  # type: ignore[misc]
+
+    def submit(self, output: SchedulerOutput) -> PendingStep:
+        if self._cuda_only is None:
+            return super().submit(output)
+        assert isinstance(self._runner, TorchModelRunner), "build_cache() comes first"
+        return self._runner.submit(output)
 
     def build_cache(self, cache_config: CacheConfig, max_model_len: int) -> None:
         cache = CacheEngine(self._shard_config, cache_config, self._kv_dtype, self._device, self._kernels)
@@ -82,6 +122,14 @@ class TorchWorker(Worker):
         if cache_config.num_swap_blocks:
             self.swap_cost = cache.measure_swap_cost()
         max_blocks = cache_config.blocks_for(max_model_len)
+        captures = self._device.type == "cuda" and self._config.cuda_graphs and not self._parallel.is_parallel
         self._runner = TorchModelRunner(
-            self._model, cache, self._model_config, self._config, max_blocks, draws=self._parallel.rank == 0
+            self._model,
+            cache,
+            self._model_config,
+            self._config,
+            max_blocks,
+            draws=self._parallel.rank == 0,
+            cuda_only=self._cuda_only,
+            capture=CudaCapture() if captures else None,
         )

@@ -7,7 +7,9 @@ from abc import ABC, abstractmethod
 
 from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError
+from engine.execution.executor import FinishedStep, PendingStep
 from engine.execution.host import may_have_gpu
+from engine.execution.latest_tokens import LatestTokens
 from engine.execution.model_runner import ModelRunner
 from engine.kernels.library import load_library
 from engine.loading import Checkpoint
@@ -26,7 +28,10 @@ class Worker(ABC):
 
     Attributes:
         swap_cost: what swapping costs here, measured by build_cache() if there is a swap pool.
+        overlaps: whether steps run beside the host, so that preparing one ahead saves time.
     """
+
+    overlaps = False
 
     def __init__(self, model_config: ModelConfig, config: EngineConfig, parallel: TensorParallelGroup = ALONE) -> None:
         self._model_config = model_config
@@ -36,6 +41,7 @@ class Worker(ABC):
         self._shard_config = self._shard.config(model_config)
         self._runner: ModelRunner | None = None
         self.swap_cost: SwapCost | None = None
+        self._latest = LatestTokens()
 
     def choose_num_blocks(self, max_model_len: int) -> int:
         """`num_blocks` as configured, or as many as the memory fraction allows, though no more than can be used."""
@@ -73,6 +79,12 @@ class Worker(ABC):
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         assert self._runner is not None, "build_cache() comes first"
         return self._runner.run(output)
+
+    def submit(self, output: SchedulerOutput) -> PendingStep:
+        """Take a step that may go on from tokens of the step before, which may still run. See AsyncExecutor."""
+        drawn = self.execute(self._latest.fill(output))
+        self._latest.remember(drawn)
+        return FinishedStep(drawn)
 
 
 def create_worker(

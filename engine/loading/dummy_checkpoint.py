@@ -30,7 +30,8 @@ class DummyCheckpoint(Checkpoint):
     """Weights drawn from a fixed seed: the same in every process.
 
     Each tensor is a stretch of one pool of normal numbers, repeated, scaled to keep activations near 1: drawing
-    billions of numbers would take minutes, and speed does not depend on their values.
+    billions of numbers would take minutes, and speed does not depend on their values. The pool lies where the weights
+    are wanted, and so is all that is made of it.
     """
 
     def __init__(self, source: str, shape: str) -> None:
@@ -59,7 +60,7 @@ class DummyCheckpoint(Checkpoint):
         import torch
 
         dtype = getattr(torch, self._config.dtype)
-        pool = torch.randn(_POOL_SIZE, generator=torch.Generator().manual_seed(_SEED)).to(dtype)
+        pool = torch.randn(_POOL_SIZE, generator=torch.Generator().manual_seed(_SEED)).to(self.device, dtype)
         for name, shape in self._weight_shapes.items():
             yield name, CheckpointTensor(shape, partial(self._read, pool, name, shape))
 
@@ -73,7 +74,7 @@ class DummyCheckpoint(Checkpoint):
             chunks = [TensorPart(0, (range(start, min(start + rows_at_once, shape[0])),)) for start in starts]
             return torch.cat([cut(self._read(pool, name, shape, rows), part).clone() for rows in chunks])
         if len(shape) == 1 and name.endswith(".weight"):  # a norm's
-            return torch.full(shape, 1.0 - self._config.norm_weight_offset, dtype=pool.dtype)
+            return torch.full(shape, 1.0 - self._config.norm_weight_offset, dtype=pool.dtype, device=pool.device)
         stretches = (range(shape[0]),) if part is None else part.stretches
         width = math.prod(shape[1:])
         first = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")

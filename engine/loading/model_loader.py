@@ -39,6 +39,7 @@ def load_model(
     """
     from engine.models import build_model  # here, so that reading a configuration does not import torch
 
+    checkpoint.device = str(device)
     model = build_model(config, kernels, dtype, device, rank)
     targets = model.weight_targets()
     shapes = {name: target.shape for name, target in targets.items()}

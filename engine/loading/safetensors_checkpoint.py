@@ -50,7 +50,7 @@ class SafetensorsCheckpoint(Checkpoint):
         for file in self._files:
             entries = json.loads(file.header)
             try:
-                with safe_open(file.path, framework="pt") as tensors:
+                with safe_open(file.path, framework="pt", device=self.device) as tensors:
                     for span in file.spans:
                         shape = tuple(entries[span.name]["shape"])
                         yield span.name, CheckpointTensor(shape, partial(_read, tensors, span.name))

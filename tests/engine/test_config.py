@@ -34,6 +34,7 @@ from tests.engine.doubles import MODEL
         ("num_threads", 0),
         ("tensor_parallel_size", 0),
         ("async_scheduling", "yes"),
+        ("cuda_graphs", "no"),
     ],
 )
 def test_a_bad_option_is_refused_and_named(field: str, value: object) -> None:
