@@ -128,12 +128,11 @@ def test_scheduling_ahead_hides_the_shorter_of_host_and_device() -> None:
     model, work = StepTimeModel(OPT_13B, A100, 16), StepWork(1, 1, 1, 101, 101)
     host_s = model.host_seconds(work)
     device_s = model.seconds(work) - host_s
-    assert 0.0 < host_s < device_s
     tokens, seconds = {}, {}
     for ahead in (False, True):
         engine, executor = make_engine(async_scheduling=ahead)
         tokens[ahead] = run(engine, {"a": [1] * 100}, max_tokens=50)
         seconds[ahead] = executor.clock.now()
     assert tokens[False] == tokens[True]
-    # All host time but the first step's passes while the device computes the step before.
-    assert seconds[False] - seconds[True] == pytest.approx(49 * host_s, rel=0.01)
+    # All steps but one pass while the host prepares the next, or the other way round.
+    assert seconds[False] - seconds[True] == pytest.approx(49 * min(host_s, device_s), rel=0.05)
