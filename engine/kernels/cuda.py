@@ -6,10 +6,10 @@ import torch
 
 from engine.kernels import abi
 from engine.kernels.cuda_only import CudaOnlyKernels
-from engine.kernels.library import KernelError, KernelsUnavailableError, load_library
+from engine.kernels.gpu import find_gpu
+from engine.kernels.library import KernelsUnavailableError, load_library
 from engine.kernels.native import NativeBackend
 
-OLDEST_CAPABILITY = (8, 0)  # the first with asynchronous copies to shared memory
 INVARIANT_SPLIT_TOKENS = 2048  # long enough that few rows have partial results to merge
 
 
@@ -43,25 +43,13 @@ class CudaBackend(NativeBackend):
         library, reason = load_library("cuda")
         if library is None:
             raise KernelsUnavailableError(f"the cuda kernels are not available: {reason}")
-        if not torch.cuda.is_available():
-            raise KernelsUnavailableError("the cuda kernels are not available: torch sees no CUDA device")
-        self._device = torch.cuda.current_device()
-        capability = torch.cuda.get_device_capability(self._device)
-        if capability < OLDEST_CAPABILITY:
-            raise KernelsUnavailableError(
-                f"the cuda kernels need compute capability {OLDEST_CAPABILITY}, device {self._device} has {capability}"
-            )
-        super().__init__(library, "cuda", num_threads=0, split_tokens=INVARIANT_SPLIT_TOKENS if batch_invariant else 0)
+        split_tokens = INVARIANT_SPLIT_TOKENS if batch_invariant else 0
+        super().__init__(library, str(find_gpu(self.name)), num_threads=0, split_tokens=split_tokens)
         self.cuda_only = CudaOnlyKernels(library, self._stream)
 
     def _stream(self) -> int | None:
-        stream: int = torch.cuda.current_stream(self._device).cuda_stream
+        stream: int = torch.cuda.current_stream(self.device).cuda_stream
         return stream
-
-    def _check_device(self, what: str, tensor: torch.Tensor) -> None:
-        super()._check_device(what, tensor)
-        if tensor.device.index != self._device:
-            raise KernelError(f"{what} is on {tensor.device}, these kernels belong to cuda:{self._device}")
 
     def _attach_workspace(self, params: abi.PagedAttentionParams, query: torch.Tensor) -> None:
         needed = self.library.attention_workspace(params)
