@@ -1,4 +1,4 @@
-"""One dispatch per operation over cpu (csrc), cuda (csrc) and reference (plain torch)."""
+"""One dispatch per operation over cpu (csrc), cuda (csrc), triton and reference (plain torch)."""
 
 from __future__ import annotations
 
@@ -11,45 +11,82 @@ __all__ = ["AttentionMetadata", "KernelBackend", "select_backend"]
 
 logger = logging.getLogger(__name__)
 
+_DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 
-def select_backend(name: str, device: str, num_threads: int) -> KernelBackend:
-    """The kernels to run on a device. Libraries and torch are loaded only when asked for here.
+
+def select_backend(name: str, device: str, num_threads: int, batch_invariant: bool = False) -> KernelBackend:
+    """The kernels to run on a device. Libraries, Triton and torch are loaded only when asked for here.
 
     Args:
-        name: "reference", "cpu", "cuda", or "auto" for the device's own kernels, or the reference without them.
+        name: "reference", "cpu", "cuda", "triton", or "auto" for the device's own kernels: on a GPU the CUDA library's,
+            Triton's without it, and without either, as on a CPU without its library, the reference.
         device: "cpu" or "cuda", with or without an index.
         num_threads: threads of one CPU call.
+        batch_invariant: a row's results must be the same bits whatever its batch. On a GPU only Triton's products are,
+            and Triton then computes all operations: the CUDA library's invariant attention is not joined with them
+            yet, so that tokens are drawn on the host.
 
     Raises:
-        ConfigError: an unknown name, kernels of another device, or a library that is asked for by name and not there.
+        ConfigError: an unknown name, kernels of another device, or kernels that are asked for by name, or for
+            batch_invariant, and not there.
     """
     device_type = device.split(":")[0]
     if device_type not in ("cpu", "cuda"):
         raise ConfigError(f"device={device!r} must be cpu or cuda")
+    if name not in ("auto", "reference", *_DEVICES):
+        raise ConfigError(f"kernels={name!r} must be one of auto, reference, {', '.join(_DEVICES)}")
+    if batch_invariant:
+        _check_batch_invariant(name, device_type)
+        name = "triton"
     if name == "auto":
-        from engine.kernels.library import KernelsUnavailableError
-
-        try:
-            return _native(device_type, num_threads)
-        except KernelsUnavailableError as error:
-            logger.warning("using the reference kernels, which are slow: %s", error)
-            name = "reference"
+        return _select_automatically(device_type, num_threads)
     if name == "reference":
         from engine.kernels.reference import ReferenceBackend
 
         return ReferenceBackend()
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"kernels={name!r} must be one of auto, reference, cpu, cuda")
-    if name != device_type:
+    if _DEVICES[name] != device_type:
         raise ConfigError(f"kernels={name!r} cannot run on device={device!r}")
-    return _native(name, num_threads)
+    return _build(name, num_threads, batch_invariant)
 
 
-def _native(device_type: str, num_threads: int) -> KernelBackend:
+def _select_automatically(device_type: str, num_threads: int) -> KernelBackend:
+    from engine.kernels.library import KernelsUnavailableError
+    from engine.kernels.reference import ReferenceBackend
+
+    for name in (name for name, its_device in _DEVICES.items() if its_device == device_type):
+        try:
+            return _build(name, num_threads, batch_invariant=False)
+        except KernelsUnavailableError as error:
+            logger.warning("doing without kernels=%s: %s", name, error)
+    logger.warning("using the reference kernels, which are slow")
+    return ReferenceBackend()
+
+
+def _check_batch_invariant(name: str, device_type: str) -> None:
     if device_type == "cpu":
+        raise ConfigError(
+            "batch_invariant=True on a CPU needs the native engine (kernels='native', or 'auto' and its library): "
+            "torch's products depend on the number of rows"
+        )
+    if name not in ("auto", "triton"):
+        raise ConfigError(f"batch_invariant=True needs kernels='triton' or 'auto' on a GPU, not {name!r}")
+
+
+def _build(name: str, num_threads: int, batch_invariant: bool) -> KernelBackend:
+    if name == "cpu":
         from engine.kernels.cpu import CpuBackend
 
         return CpuBackend(num_threads)
-    from engine.kernels.cuda import CudaBackend
+    if name == "cuda":
+        from engine.kernels.cuda import CudaBackend
 
-    return CudaBackend()
+        return CudaBackend()
+    try:
+        from engine.kernels.triton import TritonBackend
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        from engine.kernels.library import KernelsUnavailableError
+
+        raise KernelsUnavailableError("the triton kernels are not available: pip install 'triton>=3.6'") from None
+    return TritonBackend(batch_invariant)

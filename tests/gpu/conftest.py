@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.kernels import abi
-from engine.kernels.backend import AttentionMetadata
+from engine.kernels.backend import AttentionMetadata, KernelBackend
 from engine.kernels.cuda import CudaBackend
 from engine.kernels.library import KernelLibrary
 from engine.kernels.native import NativeBackend
@@ -38,8 +38,14 @@ class EmulatedBackend(NativeBackend):
 class Kernels(NamedTuple):
     """A backend and the device that its tensors live on. Inputs are made on the CPU; results come back to it."""
 
-    backend: NativeBackend
+    backend: KernelBackend
     device: str
+
+    @property
+    def native(self) -> NativeBackend:
+        """The backend, of which the test wants the library."""
+        assert isinstance(self.backend, NativeBackend)
+        return self.backend
 
     def metadata(self, metadata: AttentionMetadata) -> AttentionMetadata:
         return metadata._replace(

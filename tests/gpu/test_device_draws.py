@@ -32,7 +32,7 @@ def both(
     kernels: Kernels, logits: torch.Tensor, requests: list[SampleRequest], rows: list[int]
 ) -> tuple[SamplerOutput, SamplerOutput]:
     """What the device draws, and what the host does."""
-    only = CudaOnlyKernels(kernels.backend.library, kernels.backend._stream)
+    only = CudaOnlyKernels(kernels.native.library, kernels.native._stream)
     draws = DeviceDraws(only, EOS, len(requests), torch.device(kernels.device))
     drawn = draws.draw(logits.to(kernels.device), requests, rows).result()
     return drawn, Sampler(EOS).sample(logits.float().numpy(), requests, rows)
@@ -145,7 +145,7 @@ def test_changed_logits_go_by_way_of_the_host(kernels: Kernels) -> None:
 
 def test_drawn_tokens_are_fed_to_the_next_step(kernels: Kernels) -> None:
     logits = make_logits(3, 100)
-    only = CudaOnlyKernels(kernels.backend.library, kernels.backend._stream)
+    only = CudaOnlyKernels(kernels.native.library, kernels.native._stream)
     draws = DeviceDraws(only, EOS, 8, torch.device(kernels.device))
     requests = [request(index) for index in range(3)]
     drawn = tokens_of(draws.draw(logits.to(kernels.device), requests, [2, 1, 0]).result())
@@ -164,7 +164,7 @@ def test_a_sampled_row_does_not_depend_on_the_others(kernels: Kernels) -> None:
 
 
 def test_refuses_tensors_that_do_not_fit(kernels: Kernels) -> None:
-    only = CudaOnlyKernels(kernels.backend.library, kernels.backend._stream)
+    only = CudaOnlyKernels(kernels.native.library, kernels.native._stream)
 
     def raw(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.uint8, device=kernels.device)

@@ -47,7 +47,7 @@ def make_engine(emulated: Kernels | None, *, graphs: bool = False, **options: An
     model_config = checkpoint.model_config()
     worker = TorchWorker(checkpoint, model_config, config)
     if emulated is not None:
-        worker._cuda_only = CudaOnlyKernels(emulated.backend.library, lambda: 1)
+        worker._cuda_only = CudaOnlyKernels(emulated.native.library, lambda: 1)
         worker._kernels.cuda_only = worker._cuda_only  # type: ignore[attr-defined]
     cache_config = CacheConfig.of(config, worker.choose_num_blocks(64))
     engine = LLMEngine(UniprocExecutor(worker), model_config, config, cache_config)

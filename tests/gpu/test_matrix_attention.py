@@ -157,7 +157,7 @@ def test_refuses_a_workspace_that_is_too_small(emulated: Kernels, monkeypatch: p
 
 
 def test_refuses_splits_of_part_of_a_tile(emulated: Kernels) -> None:
-    backend = EmulatedBackend(emulated.backend.library.path, split_tokens=100)
+    backend = EmulatedBackend(emulated.native.library.path, split_tokens=100)
     with pytest.raises(KernelError, match="split_tokens=100 must be 0 or a positive multiple of 64"):
         Kernels(backend, "cpu").attend(make_batch(DECODE))
 

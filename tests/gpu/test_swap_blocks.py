@@ -15,9 +15,9 @@ METHODS = [cuda_abi.SWAP_COPY_ENGINE, cuda_abi.SWAP_KERNEL, None]
 
 def only_of(kernels: Kernels) -> CudaOnlyKernels:
     if kernels.device == "cpu":
-        return CudaOnlyKernels(kernels.backend.library, lambda: 1)
+        return CudaOnlyKernels(kernels.native.library, lambda: 1)
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    return CudaOnlyKernels(kernels.backend.library, lambda: stream.cuda_stream)
+    return CudaOnlyKernels(kernels.native.library, lambda: stream.cuda_stream)
 
 
 def pinned(tensor: torch.Tensor, kernels: Kernels) -> torch.Tensor:
@@ -66,6 +66,6 @@ def test_refuses_what_does_not_fit(kernels: Kernels) -> None:
     with pytest.raises(KernelError, match="differ"):
         only.swap_blocks(pool, torch.zeros(2, 9), torch.zeros(1, 2, dtype=torch.int64), to_host=True)
     with pytest.raises(KernelError, match="stream is null"):
-        CudaOnlyKernels(kernels.backend.library, lambda: None).swap_blocks(
+        CudaOnlyKernels(kernels.native.library, lambda: None).swap_blocks(
             pool, host, torch.zeros(1, 2, dtype=torch.int64), to_host=True
         )
