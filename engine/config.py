@@ -69,8 +69,10 @@ class EngineConfig:
         shared_prefixes: name → a text, or token ids, that many prompts begin with, such as a system prompt: its full
             blocks are computed at the start and pinned. Requests share them by their content; nothing names them.
         kernels: "auto", or for tests and comparisons "native", the native CPU engine, or the kernels of a torch model
-            ("reference", "cpu", "cuda").
+            ("reference", "cpu", "cuda", "triton").
         tensor_parallel_size: ranks, each a process with a device of its own, that hold the model together.
+        batch_invariant: a sequence's tokens do not depend on what else runs, on its chunks or on preemptions: on a GPU
+            by Triton kernels that sum in one order whatever the batch, at a cost. The native CPU engine always is so.
         seed: base seed of requests that bring none.
     """
 
@@ -95,6 +97,7 @@ class EngineConfig:
     shared_prefixes: Mapping[str, str | Sequence[int]] = field(default_factory=dict)
     kernels: str = "auto"
     tensor_parallel_size: int = 1
+    batch_invariant: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,7 +108,7 @@ class EngineConfig:
         check_one_of("preemption", self.preemption, ("auto", "swap", "recompute"))
         check_one_of("reservation", self.reservation, ("paged", "orca_max", "orca_pow2", "orca_oracle"))
         check_one_of("batching", self.batching, ("continuous", "static"))
-        check_one_of("kernels", self.kernels, ("auto", "native", "reference", "cpu", "cuda"))
+        check_one_of("kernels", self.kernels, ("auto", "native", "reference", "cpu", "cuda", "triton"))
         check_integer("block_size", self.block_size, 1, 256)
         if self.block_size & (self.block_size - 1):
             raise ConfigError(f"block_size={self.block_size} must be a power of two from 1 to 256")
@@ -125,6 +128,8 @@ class EngineConfig:
             raise ConfigError(f"cuda_graphs={self.cuda_graphs!r} must be true or false")
         if self.enable_prefix_caching is not None and not isinstance(self.enable_prefix_caching, bool):
             raise ConfigError(f"enable_prefix_caching={self.enable_prefix_caching!r} must be true or false")
+        if not isinstance(self.batch_invariant, bool):
+            raise ConfigError(f"batch_invariant={self.batch_invariant!r} must be true or false")
         fraction = self.gpu_memory_utilization
         if fraction is not None and not (isinstance(fraction, (int, float)) and 0.0 < fraction <= 1.0):
             raise ConfigError(f"gpu_memory_utilization={fraction!r} must be above 0 and at most 1")

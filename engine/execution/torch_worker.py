@@ -50,7 +50,7 @@ class TorchWorker(Worker):
         self._kv_dtype = self._dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
         num_threads = config.num_threads or max(1, num_available_cores() // parallel.num_local_ranks - 1)
         torch.set_num_threads(num_threads)
-        self._kernels = select_backend(config.kernels, self._device.type, num_threads)
+        self._kernels = select_backend(config.kernels, self._device.type, num_threads, config.batch_invariant)
         self._communicator = TorchCommunicator(parallel, self._device) if parallel.is_parallel else None
         self._cuda_only: CudaOnlyKernels | None = getattr(self._kernels, "cuda_only", None)
         if parallel.is_parallel:

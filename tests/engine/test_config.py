@@ -30,6 +30,7 @@ from tests.engine.doubles import MODEL
         ("batching", "dynamic"),
         ("quantization", "int4"),
         ("kernels", "metal"),
+        ("batch_invariant", "yes"),
         ("seed", -1),
         ("num_threads", 0),
         ("tensor_parallel_size", 0),
