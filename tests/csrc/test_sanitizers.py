@@ -11,6 +11,8 @@ from tests.csrc.build import NATIVE, build_cpu_library, run_tests, tool
 
 # Unoptimised and checked, all of the decoder's tests take many minutes: each block size, cache type and batch once.
 CHOSEN = "block_sizes or (every_instruction and Gemma3) or (do_not_depend and (int8-16 or float32-1)) or beams"
+# The Triton kernels call nothing of the library.
+KERNELS = ["--ignore=tests/engine/kernels/triton", "tests/engine/kernels"]
 PARALLEL = [f"tests/engine/parallel/test_{name}.py" for name in ("shared_memory", "architectures")]
 CHOSEN_PARALLEL = "shared_memory or (native and (odd-heads or opt-350m or gemma3-untied)) or batch"
 
@@ -31,7 +33,7 @@ def test_kernels_and_decoder_run_clean(tmp_path: Path) -> None:
     preloaded = [runtime(tool("g++"), name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
     # Unoptimised: the checks of inlined templates take an optimiser minutes a file.
     library = build_cpu_library(tmp_path, CMAKE_BUILD_TYPE="Debug", QUIRE_SANITIZE="ON")
-    for selected in (["tests/engine/kernels"], ["-k", CHOSEN, *NATIVE], ["-k", CHOSEN_PARALLEL, *PARALLEL]):
+    for selected in (KERNELS, ["-k", CHOSEN, *NATIVE], ["-k", CHOSEN_PARALLEL, *PARALLEL]):
         run_tests(
             library,
             selected,
