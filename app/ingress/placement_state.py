@@ -2,11 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 logger = logging.getLogger("ray.serve")
+
+# How often the cluster is asked, while no replica runs.
+_INTERVAL_S = 2.0
+
+
+class PlacementWatch:
+    """Keeps at hand what a deployment's replicas wait for, while none of them runs.
+
+    Args:
+        handle: of the deployment (a DeploymentHandle).
+        is_needed: whether no replica runs.
+
+    Attributes:
+        awaited: see awaited_resources.
+    """
+
+    def __init__(self, handle: Any, is_needed: Callable[[], bool]) -> None:
+        self.awaited = ""
+        self._handle = handle
+        self._is_needed = is_needed
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """On the running event loop; once."""
+        self._task = asyncio.get_running_loop().create_task(self._watch(), name="placement of replicas")
+
+    def close(self) -> None:
+        """Idempotent, and no error before start()."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            if self._is_needed():
+                where = (self._handle.app_name, self._handle.deployment_name)
+                self.awaited = await asyncio.to_thread(awaited_resources, *where)
+            await asyncio.sleep(_INTERVAL_S)
 
 
 def awaited_resources(app: str, deployment: str) -> str:

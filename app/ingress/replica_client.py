@@ -29,7 +29,7 @@ from app.balancer import Balancer, Placement, RequestCost
 from app.balancer.registry import ReplicaInfo, deployment_key, registry
 from app.ingress.call_errors import classify
 from app.ingress.client import ModelState
-from app.ingress.placement_state import awaited_resources
+from app.ingress.placement_state import PlacementWatch
 from app.ingress.prompt_chain import prompt_chain
 from app.ingress.replica_links import Connector, ReplicaLinks, default_connector
 from app.ingress.request_journal import RequestJournal
@@ -49,8 +49,6 @@ _EXPIRY_INTERVAL_S = 30.0
 _RETIRE_POLL_S = 0.5
 # Serve's own: whether routers run on a thread of theirs or on the loop that calls.
 _ROUTER_THREAD_VARIABLE = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
-# How often the cluster is asked what replicas wait for, while there is none.
-_PLACEMENT_INTERVAL_S = 2.0
 
 
 class ClientOptions(NamedTuple):
@@ -121,9 +119,7 @@ class ReplicaSetClient:
         self._dispatch_timer: asyncio.TimerHandle | None = None
         self._closed = False
         # Tests bring sockets of their own, and no cluster to ask.
-        self._asks_cluster = connector is None
-        self._awaited = ""
-        self._asking: asyncio.Task[None] | None = None
+        self._placement = PlacementWatch(handle, lambda: not self._links.live) if connector is None else None
 
     # The ModelClient protocol
 
@@ -167,7 +163,8 @@ class ReplicaSetClient:
         elif self._links.num_known:
             detail = f"connecting to replicas ({self._links.num_known} known)"
         else:
-            detail = self._awaited or "starting: no replica is ready yet"
+            awaited = self._placement.awaited if self._placement is not None else ""
+            detail = awaited or "starting: no replica is ready yet"
         ready = not self._closed and (bool(live) or self._options.scales_to_zero)
         return ModelState(self.model_id, ready, len(live), detail, min(lengths, default=None))
 
@@ -180,8 +177,8 @@ class ReplicaSetClient:
     async def close(self) -> None:
         """Abort what runs and hang up. Idempotent."""
         self._closed = True
-        if self._asking is not None:
-            self._asking.cancel()
+        if self._placement is not None:
+            self._placement.close()
         registry.unregister(self.client_id)
         for attempt in list(self._attempts.values()):
             self._end_with(attempt, EngineDeadError("the ingress is shutting down"))
@@ -232,16 +229,8 @@ class ReplicaSetClient:
             self._starting = None
             raise
         self._loop.call_later(_EXPIRY_INTERVAL_S, self._expire)
-        if self._asks_cluster:
-            self._asking = self._loop.create_task(self._watch_placement(), name=f"placement of {self.model_id}")
-
-    async def _watch_placement(self) -> None:
-        """While no replica is up, keep at hand what they wait for."""
-        while not self._closed:
-            if not self._links.live:
-                where = (self._handle.app_name, self._handle.deployment_name)
-                self._awaited = await asyncio.to_thread(awaited_resources, *where)
-            await asyncio.sleep(_PLACEMENT_INTERVAL_S)
+        if self._placement is not None and not self._closed:
+            self._placement.start()
 
     def _expire(self) -> None:
         assert self._loop is not None
