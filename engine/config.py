@@ -12,17 +12,24 @@ from typing import Any, Literal
 
 from engine.config_checks import check_integer, check_one_of
 from engine.errors import ConfigError
+from engine.execution.simulated_device import PREFIX as SIMULATED
+from engine.execution.simulated_device import parse_simulated
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["auto", "none", "int8", "native"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Preemption = Literal["auto", "swap", "recompute"]
-Device = Literal["auto", "cpu", "cuda"]
 Reservation = Literal["paged", "orca_max", "orca_pow2", "orca_oracle"]
 Batching = Literal["continuous", "static"]
 AsyncScheduling = Literal["auto"] | bool
 
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
+# What a device that computes nothing has no use for.
+_COMPUTING_OPTIONS = (
+    *("dtype", "quantization", "kv_cache_dtype", "num_threads", "cuda_graphs", "kernels", "tensor_parallel_size"),
+    "batch_invariant",
+)
+
 QUANTIZATIONS: tuple[str, ...] = ("auto", "none", "int8", "native")
 
 
@@ -41,6 +48,9 @@ class EngineConfig:
             else "none".
         kv_cache_dtype: type of the KV cache; "auto" is `dtype`, or bfloat16 beside quantised weights. "int8", with a
             scale for each token and head, is the native CPU engine's.
+        device: "cpu", "cuda", "auto" for a GPU if there is one, or "simulated:NAME" for a device that computes nothing:
+            steps last what a model of that hardware says (`engine/execution/hardware.py` lists the names), or what
+            "simulated:prefill=TOKENS_PER_S,step_ms=MS" says; tokens are made up. For rehearsing fleets without GPUs.
         block_size: tokens in a KV block, a power of two from 1 to 256.
         num_blocks: KV blocks in the pool; None sizes the pool from `gpu_memory_utilization`.
         gpu_memory_utilization: fraction of the device's memory that weights and KV pool may fill together; on a CPU,
@@ -79,7 +89,7 @@ class EngineConfig:
     dtype: DType = "auto"
     quantization: Quantization = "auto"
     kv_cache_dtype: KVCacheDType = "auto"
-    device: Device = "auto"
+    device: str = "auto"
     block_size: int = 16
     num_blocks: int | None = None
     gpu_memory_utilization: float | None = None
@@ -104,7 +114,6 @@ class EngineConfig:
         check_one_of("dtype", self.dtype, DTYPES)
         check_one_of("kv_cache_dtype", self.kv_cache_dtype, (*DTYPES, "int8"))
         check_one_of("quantization", self.quantization, QUANTIZATIONS)
-        check_one_of("device", self.device, ("auto", "cpu", "cuda"))
         check_one_of("preemption", self.preemption, ("auto", "swap", "recompute"))
         check_one_of("reservation", self.reservation, ("paged", "orca_max", "orca_pow2", "orca_oracle"))
         check_one_of("batching", self.batching, ("continuous", "static"))
@@ -139,6 +148,19 @@ class EngineConfig:
             raise ConfigError("shared_prefixes need enable_prefix_caching=true and reservation=paged")
         if self.reservation != "paged":
             self._check_reservation()
+        self._check_device()
+
+    def _check_device(self) -> None:
+        if not (isinstance(self.device, str) and self.device.startswith(SIMULATED)):
+            check_one_of("device", self.device, ("auto", "cpu", "cuda", f"{SIMULATED}NAME"))
+            return
+        parse_simulated(self.device)
+        for option in dataclasses.fields(self):
+            if option.name in _COMPUTING_OPTIONS and getattr(self, option.name) != option.default:
+                raise ConfigError(
+                    f"{option.name}={getattr(self, option.name)!r} means nothing on device={self.device}, which "
+                    "computes nothing"
+                )
 
     def _check_reservation(self) -> None:
         """What reserved runs rule out: sharing, and so prefix caching; and running short, and so preemption."""
@@ -157,6 +179,11 @@ class EngineConfig:
                 f"preemption={self.preemption} needs reservation=paged: under reservation={self.reservation} every "
                 "admitted sequence has all its memory, and none is preempted"
             )
+
+    @property
+    def simulated_device(self) -> str | None:
+        """What the device is a simulation of; None for a real one."""
+        return self.device.removeprefix(SIMULATED) if self.device.startswith(SIMULATED) else None
 
     @property
     def prefix_caching(self) -> bool:

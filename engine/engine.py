@@ -102,9 +102,15 @@ class LLMEngine:
             ConfigError: the options contradict the checkpoint or the machine.
             CommunicatorError: another rank did not come, or died.
         """
+        config = config or EngineConfig()
+        if config.simulated_device is not None:
+            from engine.execution.simulated_build import build_on_simulated_device
+            from engine.loading import open_checkpoint
+
+            return build_on_simulated_device(open_checkpoint(model), config)
         from engine.build import build_engine  # brings in torch, which an engine with another executor does not need
 
-        return build_engine(model, config or EngineConfig(), progress, launcher)
+        return build_engine(model, config, progress, launcher)
 
     def pin_shared_prefixes(self) -> None:
         """Compute and pin the configured prefixes. Called once, when the executor can run.

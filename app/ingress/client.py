@@ -18,6 +18,7 @@ class ModelState(NamedTuple):
         num_replicas: replicas that can take a request.
         detail: one line for people: "ready", "loading weights", why it failed ...
         max_model_len: longest sequence in tokens, prompt and output; None until a replica has told it.
+        simulated: what device its replicas simulate; None for replicas that compute.
     """
 
     model_id: str
@@ -25,6 +26,7 @@ class ModelState(NamedTuple):
     num_replicas: int
     detail: str
     max_model_len: int | None
+    simulated: str | None = None
 
 
 class ModelClient(Protocol):

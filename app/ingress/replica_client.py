@@ -156,8 +156,9 @@ class ReplicaSetClient:
         """As ModelClient.state."""
         live = self._links.live
         lengths = [length for info in live if isinstance(length := info.metadata.get("max_model_len"), int)]
+        simulated = next((name for info in live if (name := info.metadata.get("simulated"))), None)
         if live:
-            detail = "ready"
+            detail = "ready" if simulated is None else f"ready, SIMULATED on {simulated}: its tokens mean nothing"
         elif self._options.scales_to_zero:
             detail = "no replica runs; the first request starts one"
         elif self._links.num_known:
@@ -166,7 +167,7 @@ class ReplicaSetClient:
             awaited = self._placement.awaited if self._placement is not None else ""
             detail = awaited or "starting: no replica is ready yet"
         ready = not self._closed and (bool(live) or self._options.scales_to_zero)
-        return ModelState(self.model_id, ready, len(live), detail, min(lengths, default=None))
+        return ModelState(self.model_id, ready, len(live), detail, min(lengths, default=None), simulated)
 
     async def retire(self) -> None:
         """Wait until no request is left, then close: its model is no longer served here."""

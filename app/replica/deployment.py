@@ -51,13 +51,15 @@ class EngineReplica:
         self._service = ReplicaService(self._engine, self._server)
         self._service.start()
         cache = self._engine.cache_config
+        simulated = config.simulated_device
         logger.info(
-            "Model %s: ready after %.1f s, %d tokens at most, %d KV blocks of %d",
+            "Model %s: ready after %.1f s, %d tokens at most, %d KV blocks of %d%s",
             model_id,
             time.monotonic() - began,
             self._engine.max_model_len,
             cache.num_blocks,
             cache.block_size,
+            f", on a SIMULATED device ({simulated}): its tokens mean nothing" if simulated else "",
         )
 
     def record_replica_metadata(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class EngineReplica:
             "model_id": self.model_id,
             "max_model_len": self._engine.max_model_len,
             "fingerprint": self._engine.model_config.fingerprint,
+            "simulated": self._engine.config.simulated_device,
             "block_size": self._engine.cache_config.block_size,
             "num_blocks": self._engine.cache_config.num_blocks,
             "graceful_shutdown_timeout_s": config.graceful_shutdown_timeout_s,

@@ -8,7 +8,7 @@ a result from it says that it is simulated, and on what: `Hardware.name` and `Ha
 from __future__ import annotations
 
 import time
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from engine.config import CacheConfig, EngineConfig
 from engine.engine import LLMEngine
@@ -22,6 +22,9 @@ from engine.int32_buffer import Int32Array
 from engine.model_config import ModelConfig
 from engine.preemption import SwapCost
 from engine.scheduling import SampleRequest, SamplerOutput, SchedulerOutput
+
+if TYPE_CHECKING:
+    from engine.tokenization import Tokenizer
 
 
 class Clock(Protocol):
@@ -98,8 +101,11 @@ class SimulatedExecutor(AsyncExecutor):
         requests = self._begin(output)
         seconds = self.step_time.seconds(self.last_work)
         self.busy_s += seconds
-        self.clock.advance(seconds)
-        return self._language.sample(requests)
+        ends_at = self.clock.now() + seconds
+        # Where time is real, making up the tokens takes some of it: within the step, not on top.
+        drawn = self._language.sample(requests)
+        self.clock.advance(max(0.0, ends_at - self.clock.now()))
+        return drawn
 
     def _begin(self, output: SchedulerOutput) -> list[SampleRequest]:
         self.last_work = StepWork.of(output)
@@ -138,6 +144,7 @@ def build_simulated_engine(
     language: SimulatedLanguage | None = None,
     *,
     model_id: str = "simulated",
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[LLMEngine, SimulatedExecutor]:
     """The real engine over a simulated device. Needs no weights and no torch.
 
@@ -158,6 +165,6 @@ def build_simulated_engine(
                 f"for the KV cache in {hardware.num_devices} x {hardware.memory_bytes / 1e9:.0f} GB"
             )
     cache = CacheConfig.of(config, num_blocks)
-    engine = LLMEngine(executor, model, config, cache, model_id=model_id, clock=clock.now)
+    engine = LLMEngine(executor, model, config, cache, model_id=model_id, tokenizer=tokenizer, clock=clock.now)
     engine.pin_shared_prefixes()
     return engine, executor

@@ -579,7 +579,7 @@ async def test_waiting_requests_leave_a_draining_replica_when_another_comes() ->
 async def test_with_no_replica_requests_wait_for_one() -> None:
     world = World()
     await world.start()
-    assert world.client.state() == ("model", False, 0, "starting: no replica is ready yet", None)
+    assert world.client.state() == ("model", False, 0, "starting: no replica is ready yet", None, None)
     reader = world.read(make_request())
     await until(lambda: world.fleet.calls)
     replica = world.fleet.add("late")
@@ -587,10 +587,24 @@ async def test_with_no_replica_requests_wait_for_one() -> None:
     await until(lambda: replica.listener)
     assert "connecting" in world.client.state().detail
     replica.come_up()
-    assert world.client.state() == ("model", True, 1, "ready", 512)
+    assert world.client.state() == ("model", True, 1, "ready", 512, None)
     _, call = await world.fleet.first_call()
     replica.step(call, finish="length")
     assert len(tokens_of(await reader)) == 1
+    await world.client.close()
+
+
+async def test_a_simulated_device_is_named() -> None:
+    world = World()
+    await world.start()
+    replica = world.fleet.add("simulated")
+    replica.info = replica.info._replace(metadata={**replica.info.metadata, "simulated": "h200"})
+    world.fleet.publish("simulated")
+    await until(lambda: replica.listener)
+    replica.come_up()
+    state = world.client.state()
+    assert state.simulated == "h200"
+    assert state.detail == "ready, SIMULATED on h200: its tokens mean nothing"
     await world.client.close()
 
 

@@ -133,7 +133,16 @@ async def test_health_follows_the_models(http: httpx2.AsyncClient, model: Script
     assert response.status_code == 200
     assert response.json() == {
         "status": "ok",
-        "models": [{"model_id": "scripted", "ready": True, "num_replicas": 1, "detail": "ready", "max_model_len": 512}],
+        "models": [
+            {
+                "model_id": "scripted",
+                "ready": True,
+                "num_replicas": 1,
+                "detail": "ready",
+                "max_model_len": 512,
+                "simulated": None,
+            }
+        ],
     }
     model.ready = False
     response = await http.get("/health")
