@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks.parallel.null_rank import MAX_STEPS, NullWorker
 from engine.config import CacheConfig, EngineConfig
 from engine.control import WorkerProcesses
-from engine.control.step_codec import StepEncoder
+from engine.control.step_codec import encode_step
 from engine.execution.parallel_executor import ParallelExecutor
 from engine.sampling_params import SamplingParams
 from engine.scheduling import SampleRequest, ScheduledSequence, SchedulerOutput
@@ -87,5 +87,5 @@ def measure_control(
         statistics.median(costs.tolist()),
         float(np.quantile(costs, 0.99)),
         statistics.median(own.tolist()),
-        len(StepEncoder().encode(decode_step(batch, context))),
+        len(encode_step(decode_step(batch, context))),
     )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 from engine import LLM, SamplingParams
+from engine.control.step_codec import encode_step
 from engine.engine import LLMEngine
 from engine.model_config import ModelConfig
 from engine.request import EngineRequest
@@ -91,8 +92,7 @@ def _decode_steps(engine: LLMEngine, batch: int, steps: int) -> list[tuple[float
     def timed_execute(output: SchedulerOutput) -> SamplerOutput:
         decoding.append(output.num_tokens == batch == len(output.scheduled))
         began = time.perf_counter()
-        encoded = executor._encoder.encode(output)
-        group.broadcast(encoded)
+        group.broadcast(encode_step(output))
         control.append(time.perf_counter() - began)
         drawn: SamplerOutput = executor._worker.execute(output)
         group.finished()

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from engine.config import CacheConfig, EngineConfig
 from engine.control.connection import ControlError, Invitation, Kind, join
 from engine.control.shared_ring import RingError, RingReader
-from engine.control.step_codec import StepDecoder
+from engine.control.step_codec import decode_step
 from engine.errors import CommunicatorError
 from engine.parallel import TensorParallelGroup
 from engine.preemption import SwapCost
@@ -149,14 +149,13 @@ class _Rank:
         return worker
 
     def _serve(self, worker: RankWorker) -> None:
-        decoder = StepDecoder()
         while (message := self._next()) is not None:
             (number,) = STEP_NUMBER.unpack_from(message)
             if number != self._num_done + 1:
                 raise CommunicatorError(
                     f"rank {self._rank} fell out of step: it was sent step {number} and expects {self._num_done + 1}"
                 )
-            worker.execute(decoder.decode(message[STEP_NUMBER.size :]))
+            worker.execute(decode_step(message[STEP_NUMBER.size :]))
             self._num_done = number
 
     def _next(self) -> bytes | None:

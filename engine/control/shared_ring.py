@@ -35,9 +35,10 @@ _SLOTS_AT = 4096
 _SLOT_HEADER = 8
 _MASK = 0xFFFFFFFF
 
-# A reader looks this long before it sleeps: a step that follows at once finds it awake. Longer would take the core
-# from those who compute.
-_SPIN_S = 20e-6
+# A reader looks for so long, then for so long with its core offered to others in between, before it sleeps: a step that
+# follows soon finds it awake, as to wake a sleeper takes longer than all the rest.
+_SPIN_S = 30e-6
+_YIELD_S = 200e-6
 # How often a sleeper looks whether it is still wanted, and a writer whether there is room.
 _SLICE_S = 0.5
 _POLL_S = 100e-6
@@ -165,12 +166,17 @@ class RingReader(SharedRing):
     def _wait(self, still_wanted: Callable[[], bool]) -> bool:
         """True once there is a piece."""
         words, taken = self._words, self._words[self._taken_at]
-        spin_until = time.perf_counter() + _SPIN_S
+        began = time.perf_counter()
         while words[_PUBLISHED] == taken:
-            if time.perf_counter() > spin_until:
-                if self.aborted:
-                    raise RingError("aborted")
-                if not still_wanted():
-                    return False
-                futex_wait(self._base, taken, _SLICE_S)
+            waited_s = time.perf_counter() - began
+            if waited_s < _SPIN_S:
+                continue
+            if self.aborted:
+                raise RingError("aborted")
+            if waited_s < _YIELD_S:
+                os.sched_yield()
+                continue
+            if not still_wanted():
+                return False
+            futex_wait(self._base, taken, _SLICE_S)
         return True

@@ -9,7 +9,7 @@ from engine.config import CacheConfig, EngineConfig
 from engine.control import RankSetup, WorkerGroup, WorkerLauncher
 from engine.control.driver import HANG_S
 from engine.control.rank import RankWorker
-from engine.control.step_codec import StepEncoder
+from engine.control.step_codec import encode_step
 from engine.execution.executor import Executor
 from engine.preemption import SwapCost
 from engine.scheduling import SamplerOutput, SchedulerOutput
@@ -18,13 +18,12 @@ from engine.scheduling import SamplerOutput, SchedulerOutput
 class ParallelExecutor(Executor):
     """An Executor whose step is one message to all ranks, and rank 0's own share of it.
 
-    The other ranks' draws are not sent back: where ranks draw, they draw the same.
+    Rank 0 draws. The others compute their part of the logits, and send nothing back.
     """
 
     def __init__(self, worker: RankWorker, group: WorkerGroup) -> None:
         self._worker = worker
         self._group = group
-        self._encoder = StepEncoder()
         self._swap_cost: SwapCost | None = None
         group.on_loss = worker.abort
 
@@ -72,7 +71,7 @@ class ParallelExecutor(Executor):
             self._swap_cost = max([self._worker.swap_cost, *costs], key=_seconds_a_block)
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
-        self._group.broadcast(self._encoder.encode(output))
+        self._group.broadcast(encode_step(output))
         try:
             drawn = self._worker.execute(output)
         except Exception as error:
