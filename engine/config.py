@@ -22,6 +22,7 @@ Preemption = Literal["auto", "swap", "recompute"]
 Reservation = Literal["paged", "orca_max", "orca_pow2", "orca_oracle"]
 Batching = Literal["continuous", "static"]
 AsyncScheduling = Literal["auto"] | bool
+CudaGraphs = Literal["auto"] | bool
 
 DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 # What a device that computes nothing has no use for.
@@ -74,8 +75,10 @@ class EngineConfig:
         batching: "continuous" admits requests at every step; "static" admits a batch together, as many as seats and
             memory allow, and the next one when all of it has ended.
         async_scheduling: prepare a step while the one before it runs, so that the device does not wait for the host.
-            "auto" is yes on a GPU; the native CPU engine, whose steps run on the host, has no use for it.
+            "auto" is yes on a GPU; the native CPU engine, whose steps run on the host, has no use for it, and the ranks
+            of a tensor-parallel model cannot: one of them draws, and tells the others of its tokens with the next step.
         cuda_graphs: on a GPU, replay decoding steps from CUDA graphs, captured at the start for a list of batch sizes.
+            "auto" is yes for a model on one rank; several also capture what they exchange by NCCL if it is true.
         shared_prefixes: name → a text, or token ids, that many prompts begin with, such as a system prompt: its full
             blocks are computed at the start and pinned. Requests share them by their content; nothing names them.
         kernels: "auto", or for tests and comparisons "native", the native CPU engine, or the kernels of a torch model
@@ -103,7 +106,7 @@ class EngineConfig:
     reservation: Reservation = "paged"
     batching: Batching = "continuous"
     async_scheduling: AsyncScheduling = "auto"
-    cuda_graphs: bool = True
+    cuda_graphs: CudaGraphs = "auto"
     shared_prefixes: Mapping[str, str | Sequence[int]] = field(default_factory=dict)
     kernels: str = "auto"
     tensor_parallel_size: int = 1
@@ -133,8 +136,13 @@ class EngineConfig:
         check_integer("seed", self.seed, 0, (1 << 64) - 1)
         if self.async_scheduling != "auto" and not isinstance(self.async_scheduling, bool):
             raise ConfigError(f"async_scheduling={self.async_scheduling!r} must be auto, true or false")
-        if not isinstance(self.cuda_graphs, bool):
-            raise ConfigError(f"cuda_graphs={self.cuda_graphs!r} must be true or false")
+        if self.async_scheduling is True and self.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"async_scheduling=True needs tensor_parallel_size=1, not {self.tensor_parallel_size}: one rank draws, "
+                "and tells the others of its tokens with the next step"
+            )
+        if self.cuda_graphs != "auto" and not isinstance(self.cuda_graphs, bool):
+            raise ConfigError(f"cuda_graphs={self.cuda_graphs!r} must be auto, true or false")
         if self.enable_prefix_caching is not None and not isinstance(self.enable_prefix_caching, bool):
             raise ConfigError(f"enable_prefix_caching={self.enable_prefix_caching!r} must be true or false")
         if not isinstance(self.batch_invariant, bool):

@@ -122,7 +122,8 @@ class TorchWorker(Worker):
         if cache_config.num_swap_blocks:
             self.swap_cost = cache.measure_swap_cost()
         max_blocks = cache_config.blocks_for(max_model_len)
-        captures = self._device.type == "cuda" and self._config.cuda_graphs and not self._parallel.is_parallel
+        wanted = self._config.cuda_graphs
+        captures = self._device.type == "cuda" and (not self._parallel.is_parallel if wanted == "auto" else wanted)
         self._runner = TorchModelRunner(
             self._model,
             cache,

@@ -43,6 +43,12 @@ def test_a_bad_option_is_refused_and_named(field: str, value: object) -> None:
         EngineConfig.from_dict({field: value})
 
 
+def test_several_ranks_cannot_schedule_ahead() -> None:
+    with pytest.raises(ConfigError, match="async_scheduling=True needs tensor_parallel_size=1, not 2"):
+        EngineConfig(tensor_parallel_size=2, async_scheduling=True)
+    assert EngineConfig(tensor_parallel_size=2).async_scheduling == "auto", "which is no for them"
+
+
 def test_an_unknown_option_lists_the_known() -> None:
     with pytest.raises(ConfigError, match=r"unknown engine option blok_size; known: .*block_size"):
         EngineConfig.from_dict({"blok_size": 16})

@@ -21,12 +21,15 @@ pytestmark = [
 OPTIONS: dict[str, Any] = {"device": "cuda", "kernels": "auto"}
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("preemption", MEMORY)
 @pytest.mark.parametrize("source", ["dummy:tiny", "dummy:tiny-gemma3", "dummy:tiny-gpt2", "dummy:tiny-opt"])
-def test_two_gpus_give_the_tokens_of_one(source: str, preemption: str) -> None:
+def test_two_gpus_give_the_tokens_of_one(source: str, preemption: str, cuda_graphs: bool) -> None:
+    """With graphs, each rank replays its share of a decoding step together with what it exchanges."""
     with engine_of(source, num_blocks=1000, **OPTIONS) as alone:
         expected, _ = run(alone, batch())
-    with engine_of(source, tensor_parallel_size=2, **OPTIONS, **MEMORY[preemption]) as parallel:
+    parallel_options = {**OPTIONS, **MEMORY[preemption], "cuda_graphs": cuda_graphs}
+    with engine_of(source, tensor_parallel_size=2, **parallel_options) as parallel:
         outputs, _ = run(parallel, batch())
     check(outputs, expected)
 
