@@ -15,7 +15,7 @@ from engine.execution.parallel_executor import ParallelExecutor
 from engine.execution.worker import Worker, create_worker
 from engine.loading import Checkpoint, open_checkpoint
 from engine.model_config import ModelConfig
-from engine.parallel import split_decoder
+from engine.parallel import Cancellation, split_decoder
 from engine.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -63,11 +63,23 @@ def build_engine(
     return engine
 
 
-def load_worker(setup: RankSetup, progress: Progress | None = None) -> Worker:
-    """One rank's worker, on whichever machine it is: each opens the checkpoint and reads its own part."""
+def load_worker(setup: RankSetup, cancellation: Cancellation, progress: Progress | None = None) -> Worker:
+    """One rank's worker, on whichever machine it is: each opens the checkpoint and reads its own part.
+
+    Raises:
+        CommunicatorError: cancelled, or as create_worker.
+    """
+
+    def checked(what: str, done: int, total: int) -> None:
+        cancellation.check()
+        if progress is not None:
+            progress(what, done, total)
+
     checkpoint = open_checkpoint(setup.model)
     model_config = _bounded(checkpoint.model_config(), setup.max_model_len)
-    return create_worker(checkpoint, model_config, setup.config, progress, parallel=setup.group)
+    return create_worker(
+        checkpoint, model_config, setup.config, checked, parallel=setup.group, cancellation=cancellation
+    )
 
 
 def _start_executor(
@@ -85,7 +97,11 @@ def _start_executor(
     if launcher is None:
         _check_gpus(config)
     return ParallelExecutor.start(
-        model, config, max_model_len, lambda setup: load_worker(setup, progress), launcher or WorkerProcesses()
+        model,
+        config,
+        max_model_len,
+        lambda setup, cancellation: load_worker(setup, cancellation, progress),
+        launcher or WorkerProcesses(),
     )
 
 

@@ -15,6 +15,7 @@ from engine.config import CacheConfig
 from engine.control import RankSetup, serve_rank
 from engine.control.processes import read_invitation
 from engine.errors import CommunicatorError
+from engine.parallel import Cancellation
 from engine.preemption import SwapCost
 from engine.scheduling import SamplerOutput, SchedulerOutput
 
@@ -23,9 +24,9 @@ _DEADLINE_S = 20.0
 
 
 class NullWorker:
-    """A RankWorker. `setup.model` is the file, int64 `[ranks, MAX_STEPS]`, of zeros."""
+    """A RankWorker. `setup.model` is the file, int64 `[ranks, MAX_STEPS]`, of zeros. There is nothing to cancel."""
 
-    def __init__(self, setup: RankSetup) -> None:
+    def __init__(self, setup: RankSetup, _cancellation: Cancellation) -> None:
         self._rank = setup.group.rank
         self._begun = np.memmap(Path(setup.model), np.int64, "r+", shape=(setup.group.world_size, MAX_STEPS))
         self._step = 0

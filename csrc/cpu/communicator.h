@@ -3,17 +3,19 @@
 
 #include <stdint.h>
 
-#include <atomic>
-#include <string>
-
 #include "quire_communicator.h"
 
 namespace quire {
 
-constexpr int kMostRanks = 64;
-
-// The file: this, then for each of two turns and each rank a slot of kSlotFloats values.
 struct Segment;
+
+// What ends a wait for the others: time, or another thread that sets a word.
+struct WaitLimit {
+    int64_t timeout_ns;
+    const int32_t* cancelled;  // null if nobody does
+
+    bool is_cancelled() const { return cancelled != nullptr && __atomic_load_n(cancelled, __ATOMIC_RELAXED) != 0; }
+};
 
 }  // namespace quire
 
@@ -28,7 +30,7 @@ public:
     int world_size() const { return world_size_; }
 
     // Each returns a QuireStatus.
-    int wait_for_all_to_join(int64_t timeout_ns);
+    int wait_for_all_to_join(const QuireCommunicatorParams& params);
     int all_reduce(float* data, int64_t count);
 
     // Rank 0 is shown each other rank's values in stretches: place(context, rank, offset, count, values). `most` is the
@@ -44,14 +46,14 @@ private:
     float* slot(int rank) const;
 
     // Wait until all ranks have come here, each with the same operation of the same size.
-    int meet(Operation operation, int64_t size, int64_t timeout_ns);
+    int meet(Operation operation, int64_t size, const quire::WaitLimit& limit);
     int check_others(Operation operation, int64_t size) const;
-    int give_up(Operation operation, int64_t timeout_ns);
+    int give_up(Operation operation, const quire::WaitLimit& limit);
     int aborted(Operation operation) const;
 
     quire::Segment* const segment_;
     const int rank_;
     const int world_size_;
-    const int64_t timeout_ns_;
+    const quire::WaitLimit limit_;
     uint32_t meetings_ = 0;  // that have passed
 };

@@ -20,6 +20,7 @@ typedef struct QuireCommunicatorParams {
     const char* path;        /* of the file, in memory (/dev/shm): rank 0 makes it; it is removed once all have joined */
     int64_t timeout_ns;      /* of one wait for the others in a collective */
     int64_t join_timeout_ns; /* of the wait for them to join */
+    const int32_t* cancelled; /* ends that wait once another thread makes it other than 0; NULL is never */
     int32_t rank;
     int32_t world_size; /* 2 to 64 */
 } QuireCommunicatorParams;

@@ -61,15 +61,11 @@ class WorkerGroup:
     Args:
         launcher: starts the ranks' processes.
         hang_s: how long a rank may be silent, or behind a step that rank 0 has finished.
-
-    Attributes:
-        on_loss: told once, on a thread of this group, that a rank is lost: rank 0 is to leave what waits for it.
     """
 
     def __init__(self, size: int, launcher: WorkerLauncher, hang_s: float = HANG_S) -> None:
         assert size > 1
         self.size = size
-        self.on_loss: Callable[[], None] | None = None
         self._launcher = launcher
         self._hang_s = hang_s
         self._links: list[RankLink] = []
@@ -78,6 +74,7 @@ class WorkerGroup:
         self._num_done = 0
         self._done_at = 0.0
         self._failure: QuireError | None = None
+        self._leave: Callable[[], None] = lambda: None
         self._failed = threading.Event()
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -169,6 +166,15 @@ class WorkerGroup:
         if self._failure is not None:
             raise self._failure
 
+    def when_lost(self, leave: Callable[[], None]) -> None:
+        """Have `leave` called once a rank is lost, on a thread of this group, or now if one is: rank 0 is then to leave
+        what waits for it. Takes the place of what was asked for before."""
+        with self._lock:
+            self._leave = leave
+            is_lost = self._failure is not None
+        if is_lost:
+            leave()
+
     def cause_of(self, error: Exception) -> Exception:
         """The lost rank behind an error of rank 0's step, or the error itself if all others are well."""
         if isinstance(error, CommunicatorError):
@@ -251,12 +257,12 @@ class WorkerGroup:
             if self._closed.is_set() or self._failure is not None:
                 return
             self._failure = error
+            leave = self._leave
         self._failed.set()
         logger.error("tensor parallelism has ended: %s", error)
         if self._ring is not None:
             self._ring.abort()
-        if self.on_loss is not None:
-            self.on_loss()
+        leave()
 
     def _watch(self) -> None:
         while not self._closed.wait(_WATCH_INTERVAL_S) and self._failure is None:

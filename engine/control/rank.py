@@ -2,8 +2,8 @@
 
     join → SETUP → load → LOADED → CACHE → build the pool → READY → STEP, STEP, ... → STOP, or the line breaks
 
-The main thread computes. One thread listens to rank 0, so that a step that can never end is left; another sends signs
-of life.
+The main thread loads and computes. One thread listens to rank 0, so that what can never end is left; another sends
+signs of life.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from engine.config import CacheConfig, EngineConfig
-from engine.control.connection import ControlError, Invitation, Kind, join
+from engine.control.connection import ControlError, Frame, Invitation, Kind, join
 from engine.control.shared_ring import RingError, RingReader
 from engine.control.step_codec import decode_step
 from engine.errors import CommunicatorError
-from engine.parallel import TensorParallelGroup
+from engine.parallel import Cancellation, TensorParallelGroup
 from engine.preemption import SwapCost
 from engine.scheduling import SamplerOutput, SchedulerOutput
 
@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 STEP_NUMBER = struct.Struct("<Q")
 BEAT_INTERVAL_S = 0.25
 
-# Rank 0 may take its time over its own part of the weights; its end breaks the line, whenever it comes.
-_LOAD_TIMEOUT_S = 24 * 3600.0
 # How long a rank whose driver has gone may take to leave what it computes.
 _LEAVE_S = 15.0
 
@@ -90,14 +88,15 @@ class RankSetup(NamedTuple):
         )
 
 
-WorkerFactory = Callable[[RankSetup], RankWorker]
+# Loads a rank's part; the Cancellation is set once loading is in vain.
+WorkerFactory = Callable[[RankSetup, Cancellation], RankWorker]
 
 
 def serve_rank(invitation: Invitation, make_worker: WorkerFactory) -> None:
     """Be a rank until rank 0 says STOP or has gone. Tells rank 0 why it fails, and raises that.
 
     Raises:
-        ControlError: rank 0 cannot be reached, or has not finished the start.
+        ControlError: rank 0 cannot be reached, or says what was not awaited.
     """
     _Rank(invitation, make_worker).run()
 
@@ -115,7 +114,8 @@ class _Rank:
         self._connection = join(invitation)
         self._worker: RankWorker | None = None
         self._ring: RingReader | None = None
-        self._steps: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()  # None: no more will come
+        self._cancellation = Cancellation()
         self._num_done = 0
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -123,9 +123,9 @@ class _Rank:
     def run(self) -> None:
         try:
             threading.Thread(target=self._beat, name="quire-rank-beat", daemon=True).start()
-            worker = self._start()
+            self._connection.send_json(Kind.HELLO, node=node_identity(), pid=os.getpid())
             threading.Thread(target=self._listen, name="quire-rank-listen", daemon=True).start()
-            self._serve(worker)
+            self._serve(self._start())
         except Exception as error:
             if self._stopping.is_set():
                 return  # whatever broke, broke because rank 0 has ended
@@ -137,11 +137,10 @@ class _Rank:
 
     def _start(self) -> RankWorker:
         connection = self._connection
-        connection.send_json(Kind.HELLO, node=node_identity(), pid=os.getpid())
-        setup = RankSetup.from_json(connection.expect(Kind.SETUP, _LOAD_TIMEOUT_S).json())
-        worker = self._worker = self._make_worker(setup)
+        setup = RankSetup.from_json(self._expect(Kind.SETUP).json())
+        worker = self._worker = self._make_worker(setup, self._cancellation)
         connection.send_json(Kind.LOADED, num_blocks=worker.choose_num_blocks(setup.max_model_len))
-        cache = connection.expect(Kind.CACHE, _LOAD_TIMEOUT_S).json()
+        cache = self._expect(Kind.CACHE).json()
         if cache["ring"]:
             self._ring = RingReader(cache["ring"], cache["reader"])
         worker.build_cache(CacheConfig(**cache["cache"]), cache["max_model_len"])
@@ -165,12 +164,15 @@ class _Rank:
                 return self._ring.take(lambda: not self._stopping.is_set())
             except RingError:
                 return None
-        while not self._stopping.is_set():
-            try:
-                return self._steps.get(timeout=0.5)
-            except queue.Empty:
-                continue
-        return None
+        frame = self._inbox.get()
+        return frame.body if frame is not None else None
+
+    def _expect(self, kind: Kind) -> Frame:
+        """However long rank 0 takes over its own part of the weights; its end ends the wait, whenever it comes."""
+        frame = self._inbox.get()
+        if frame is None or frame.kind != kind:
+            raise ControlError(f"rank 0 said {'no more' if frame is None else frame.kind}, not {kind.name}")
+        return frame
 
     # On threads of their own
 
@@ -180,16 +182,18 @@ class _Rank:
                 frame = self._connection.receive(3600.0)
                 if frame is not None and frame.kind == Kind.STOP:
                     break
-                if frame is not None and frame.kind == Kind.STEP:
-                    self._steps.put(frame.body)
+                if frame is not None:
+                    self._inbox.put(frame)
         except ControlError as error:
             if not self._ended.is_set():
                 logger.warning("rank %d ends: rank 0 has gone (%s)", self._rank, error)
         self._stopping.set()
+        self._inbox.put(None)
+        self._cancellation.set()
         if self._worker is not None and not self._ended.is_set():
             self._worker.abort()
         if not self._ended.wait(_LEAVE_S):
-            logger.error("rank %d does not leave its step; its process ends here", self._rank)
+            logger.error("rank %d does not leave what it does; its process ends here", self._rank)
             os._exit(1)
 
     def _beat(self) -> None:

@@ -16,7 +16,7 @@ from engine.kernels.library import KernelLibrary, KernelsUnavailableError, load_
 from engine.loading import Checkpoint
 from engine.loading.packed_weights import WeightPolicy, has_quantized_weights, load_packed_weights
 from engine.model_config import ModelConfig
-from engine.parallel import ALONE, TensorParallelGroup
+from engine.parallel import ALONE, Cancellation, TensorParallelGroup
 from engine.parallel.shared_memory import SharedMemoryCommunicator
 from engine.progress import Progress
 
@@ -33,6 +33,7 @@ class NativeWorker(Worker):
         config: EngineConfig,
         progress: Progress | None = None,
         parallel: TensorParallelGroup = ALONE,
+        cancellation: Cancellation | None = None,
     ) -> None:
         super().__init__(model_config, config, parallel)
         library, reason = load_library("cpu")
@@ -52,7 +53,7 @@ class NativeWorker(Worker):
         self._kv_dtype = default_kv_dtype if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
         if self._kv_dtype == "float16":
             raise ConfigError("kv_cache_dtype='float16' is not supported on a CPU; use float32, bfloat16 or int8")
-        self._communicator = self._join(library)
+        self._communicator = self._join(library, cancellation)
         self._weights = load_packed_weights(
             checkpoint,
             model_config,
@@ -63,7 +64,7 @@ class NativeWorker(Worker):
             self._shard,
         )
 
-    def _join(self, library: KernelLibrary) -> SharedMemoryCommunicator | None:
+    def _join(self, library: KernelLibrary, cancellation: Cancellation | None) -> SharedMemoryCommunicator | None:
         if not self._parallel.is_parallel:
             return None
         if not self._parallel.on_one_node:
@@ -71,7 +72,7 @@ class NativeWorker(Worker):
                 f"the native CPU engine needs all {self._parallel.world_size} ranks on one node, here are "
                 f"{self._parallel.num_local_ranks}; kernels='cpu' computes with torch across nodes"
             )
-        return SharedMemoryCommunicator(library, self._parallel)
+        return SharedMemoryCommunicator(library, self._parallel, cancellation)
 
     def abort(self) -> None:
         if self._communicator is not None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 
 from engine.config import CacheConfig, EngineConfig
-from engine.control import RankSetup, WorkerGroup, WorkerLauncher
+from engine.control import WorkerGroup, WorkerLauncher
 from engine.control.driver import HANG_S
-from engine.control.rank import RankWorker
+from engine.control.rank import RankWorker, WorkerFactory
 from engine.control.step_codec import encode_step
 from engine.execution.executor import Executor
+from engine.parallel import Cancellation
 from engine.preemption import SwapCost
 from engine.scheduling import SamplerOutput, SchedulerOutput
 
@@ -25,7 +25,7 @@ class ParallelExecutor(Executor):
         self._worker = worker
         self._group = group
         self._swap_cost: SwapCost | None = None
-        group.on_loss = worker.abort
+        group.when_lost(worker.abort)
 
     @classmethod
     def start(
@@ -33,7 +33,7 @@ class ParallelExecutor(Executor):
         model: str,
         config: EngineConfig,
         max_model_len: int,
-        make_worker: Callable[[RankSetup], RankWorker],
+        make_worker: WorkerFactory,
         launcher: WorkerLauncher,
         hang_s: float = HANG_S,
     ) -> ParallelExecutor:
@@ -51,7 +51,9 @@ class ParallelExecutor(Executor):
         try:
             setups = group.setups(model, config, max_model_len, f"{launcher.host}:{_free_port(launcher.host)}")
             group.begin_load(setups)
-            return cls(make_worker(setups[0]), group)
+            cancellation = Cancellation()
+            group.when_lost(cancellation.set)
+            return cls(make_worker(setups[0], cancellation), group)
         except Exception as error:
             cause = group.cause_of(error)
             group.close()

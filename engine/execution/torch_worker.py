@@ -20,7 +20,7 @@ from engine.kernels import select_backend
 from engine.kernels.cuda_only import CudaOnlyKernels
 from engine.loading import Checkpoint, load_model
 from engine.model_config import ModelConfig
-from engine.parallel import ALONE, TensorParallelGroup
+from engine.parallel import ALONE, Cancellation, TensorParallelGroup
 from engine.parallel.rank import Rank
 from engine.parallel.torch_communicator import TorchCommunicator
 from engine.progress import Progress
@@ -39,6 +39,7 @@ class TorchWorker(Worker):
         config: EngineConfig,
         progress: Progress | None = None,
         parallel: TensorParallelGroup = ALONE,
+        cancellation: Cancellation | None = None,
     ) -> None:
         super().__init__(model_config, config, parallel)
         if config.quantization not in ("auto", "none"):
@@ -51,7 +52,9 @@ class TorchWorker(Worker):
         num_threads = config.num_threads or max(1, num_available_cores() // parallel.num_local_ranks - 1)
         torch.set_num_threads(num_threads)
         self._kernels = select_backend(config.kernels, self._device.type, num_threads, config.batch_invariant)
-        self._communicator = TorchCommunicator(parallel, self._device) if parallel.is_parallel else None
+        self._communicator = None
+        if parallel.is_parallel:
+            self._communicator = TorchCommunicator(parallel, self._device, cancellation)
         self._cuda_only: CudaOnlyKernels | None = getattr(self._kernels, "cuda_only", None)
         if parallel.is_parallel:
             self._cuda_only = None  # one rank draws, and the others learn of its tokens through the host

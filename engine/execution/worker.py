@@ -15,7 +15,7 @@ from engine.kernels.library import load_library
 from engine.loading import Checkpoint
 from engine.memory import run_size
 from engine.model_config import ModelConfig
-from engine.parallel import ALONE, TensorParallelGroup, split_decoder
+from engine.parallel import ALONE, Cancellation, TensorParallelGroup, split_decoder
 from engine.preemption import SwapCost
 from engine.progress import Progress
 from engine.scheduling import SamplerOutput, SchedulerOutput
@@ -94,11 +94,13 @@ def create_worker(
     progress: Progress | None = None,
     *,
     parallel: TensorParallelGroup = ALONE,
+    cancellation: Cancellation | None = None,
 ) -> Worker:
     """The native engine on a CPU that has its library, torch everywhere else. Loads the model, or one rank's part.
 
     Args:
         parallel: the rank; the worker meets the others before it loads anything.
+        cancellation: ends its wait for them.
 
     Raises:
         ModelLoadError: the checkpoint cannot be read.
@@ -114,10 +116,10 @@ def create_worker(
     if _runs_natively(config, parallel):
         from engine.execution.native_worker import NativeWorker
 
-        return NativeWorker(checkpoint, model_config, config, progress, parallel)
+        return NativeWorker(checkpoint, model_config, config, progress, parallel, cancellation)
     from engine.execution.torch_worker import TorchWorker
 
-    return TorchWorker(checkpoint, model_config, config, progress, parallel)
+    return TorchWorker(checkpoint, model_config, config, progress, parallel, cancellation)
 
 
 def _runs_natively(config: EngineConfig, parallel: TensorParallelGroup) -> bool:

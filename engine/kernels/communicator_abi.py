@@ -18,6 +18,7 @@ class CommunicatorParams(Params):
         ("path", ctypes.c_char_p),
         ("timeout_ns", _I64),
         ("join_timeout_ns", _I64),
+        ("cancelled", _POINTER),
         ("rank", _I32),
         ("world_size", _I32),
     ]

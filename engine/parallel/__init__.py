@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from engine.parallel.cancellation import Cancellation
 from engine.parallel.group import ALONE, TensorParallelGroup
 from engine.parallel.plan import DecoderShard, split_decoder
 
-__all__ = ["ALONE", "DecoderShard", "TensorParallelGroup", "split_decoder"]
+__all__ = ["ALONE", "Cancellation", "DecoderShard", "TensorParallelGroup", "split_decoder"]

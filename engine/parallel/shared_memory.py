@@ -12,6 +12,7 @@ from engine.errors import CommunicatorError
 from engine.kernels.communicator_abi import COMMUNICATION_FAILED, CommunicatorParams
 from engine.kernels.library import KernelLibrary
 from engine.loading.stored_tensor import FloatArray
+from engine.parallel.cancellation import Cancellation
 from engine.parallel.group import TensorParallelGroup
 
 _FOLDER = Path("/dev/shm")
@@ -26,11 +27,16 @@ def segment_path(segment: str) -> Path:
 class SharedMemoryCommunicator:
     """One rank's end. Made when all ranks have come; one thread at a time is in a collective.
 
+    Args:
+        cancellation: ends the wait for them.
+
     Raises:
         CommunicatorError: another rank did not come in time, or came with another group.
     """
 
-    def __init__(self, library: KernelLibrary, group: TensorParallelGroup) -> None:
+    def __init__(
+        self, library: KernelLibrary, group: TensorParallelGroup, cancellation: Cancellation | None = None
+    ) -> None:
         self.rank, self.world_size = group.rank, group.world_size
         self._library = library
         self._handle = ctypes.c_void_p()
@@ -38,6 +44,7 @@ class SharedMemoryCommunicator:
         params.path = str(segment_path(group.segment)).encode()
         params.timeout_ns = int(group.timeout_s * _NANOSECONDS)
         params.join_timeout_ns = int(group.join_timeout_s * _NANOSECONDS)
+        params.cancelled = cancellation.address if cancellation is not None else None
         params.rank, params.world_size = group.rank, group.world_size
         status = library.symbols.quire_communicator_join(ctypes.byref(params), ctypes.byref(self._handle))
         if status:

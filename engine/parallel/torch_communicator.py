@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -11,9 +11,11 @@ import torch
 from torch import distributed
 
 from engine.errors import CommunicatorError, ConfigError
+from engine.parallel.cancellation import Cancellation
 from engine.parallel.group import TensorParallelGroup
 
 _ABORT_POLL = timedelta(milliseconds=200)
+_JOIN_POLL_S = 0.02
 
 
 class TorchCommunicator:
@@ -21,22 +23,31 @@ class TorchCommunicator:
 
     Args:
         device: where the tensors are.
+        cancellation: ends the wait for the other ranks to join, and waits in collectives on a CPU.
 
     Raises:
         CommunicatorError: another rank did not come in time.
     """
 
-    def __init__(self, group: TensorParallelGroup, device: torch.device) -> None:
+    def __init__(
+        self, group: TensorParallelGroup, device: torch.device, cancellation: Cancellation | None = None
+    ) -> None:
         self.rank, self.world_size = group.rank, group.world_size
         self._on_cpu = device.type == "cpu"
-        self._aborted = threading.Event()
+        self._cancellation = cancellation or Cancellation()
         join_timeout, timeout = timedelta(seconds=group.join_timeout_s), timedelta(seconds=group.timeout_s)
 
         def join() -> Any:
             store = distributed.TCPStore(  # type: ignore[attr-defined]
-                group.host, group.port, group.world_size, is_master=group.rank == 0, timeout=join_timeout
+                group.host,
+                group.port,
+                group.world_size,
+                is_master=group.rank == 0,
+                timeout=join_timeout,
+                wait_for_workers=False,
             )
             named = distributed.PrefixStore(group.segment, store)  # type: ignore[attr-defined]
+            self._wait_for_all(named, group.join_timeout_s)
             if not self._on_cpu:
                 self._check_one_gpu_each(named, device)
                 options = distributed.ProcessGroupNCCL.Options()
@@ -61,8 +72,19 @@ class TorchCommunicator:
     def abort(self) -> None:
         """End this rank's wait, and all collectives from now on, with a CommunicatorError. Any thread may call it. The
         other ranks notice at their deadlines, or as they are told likewise."""
-        self._aborted.set()
+        self._cancellation.set()
         self._group.abort()
+
+    def _wait_for_all(self, store: Any, timeout_s: float) -> None:
+        """torch's own waits for ranks to join can be neither cancelled nor made to say who is missing."""
+        store.set(f"rank {self.rank}", "joins")
+        deadline = time.monotonic() + timeout_s
+        for rank in range(self.world_size):
+            while not store.check([f"rank {rank}"]):
+                self._cancellation.check()
+                if time.monotonic() > deadline:
+                    raise CommunicatorError(f"rank {rank} has not joined rank {self.rank} within {timeout_s:g} s")
+                time.sleep(_JOIN_POLL_S)
 
     def _wait(self, work: Any) -> None:
         """gloo's abort ends no wait, so that waits on the CPU are short ones, one after another. On a GPU it is the
@@ -71,7 +93,7 @@ class TorchCommunicator:
             work.wait()
             return
         while True:
-            if self._aborted.is_set():
+            if self._cancellation.is_set():
                 raise RuntimeError("aborted on this rank")
             try:
                 work.wait(_ABORT_POLL)

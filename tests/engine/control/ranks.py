@@ -12,12 +12,13 @@ from engine.config import CacheConfig
 from engine.control import RankSetup, serve_rank
 from engine.control.processes import read_invitation
 from engine.errors import ConfigError, QuireError
+from engine.parallel import Cancellation
 from engine.preemption import SwapCost
 from engine.scheduling import SampledToken, SamplerOutput, SchedulerOutput
 
 # Sequences whose step makes rank 1 do what it must not.
 EXIT, HANG, RAISE, STOP_SIGNAL = 1001, 1002, 1003, 1004
-FAILS_TO_LOAD, NEVER_LOADS = "fails-to-load", "never-loads"
+FAILS_TO_LOAD, NEVER_LOADS, LOADS_ON = "fails-to-load", "never-loads", "loads-on"
 
 
 class SummingWorker:
@@ -26,7 +27,7 @@ class SummingWorker:
     `model` is a folder, where each rank writes what it has drawn, or what is to go wrong.
     """
 
-    def __init__(self, setup: RankSetup) -> None:
+    def __init__(self, setup: RankSetup, cancellation: Cancellation) -> None:
         self._rank = setup.group.rank
         self._folder = Path(setup.model)
         self.swap_cost: SwapCost | None = None
@@ -35,6 +36,9 @@ class SummingWorker:
             raise ConfigError("option=1 must be 2")
         if setup.model == NEVER_LOADS and self._rank:
             os._exit(7)
+        while setup.model == LOADS_ON and self._rank:
+            cancellation.check()
+            time.sleep(0.02)
 
     def choose_num_blocks(self, max_model_len: int) -> int:
         return max_model_len - self._rank

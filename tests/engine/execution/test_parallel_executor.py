@@ -6,19 +6,33 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.config import CacheConfig, EngineConfig
 from engine.control import RankSetup, WorkerProcesses, driver
 from engine.errors import CommunicatorError, ConfigError, EngineDeadError
 from engine.execution.parallel_executor import ParallelExecutor
+from engine.kernels.library import load_library
 from engine.memory import BlockCopy
+from engine.parallel import Cancellation
+from engine.parallel.shared_memory import SharedMemoryCommunicator
+from engine.parallel.torch_communicator import TorchCommunicator
 from engine.scheduling import SamplerOutput, ScheduledSequence, SchedulerOutput
-from tests.engine.control.ranks import EXIT, FAILS_TO_LOAD, HANG, NEVER_LOADS, RAISE, STOP_SIGNAL, SummingWorker
+from tests.engine.control.ranks import (
+    EXIT,
+    FAILS_TO_LOAD,
+    HANG,
+    LOADS_ON,
+    NEVER_LOADS,
+    RAISE,
+    STOP_SIGNAL,
+    SummingWorker,
+)
 
 MODULE = "tests.engine.control.ranks"
 
@@ -152,6 +166,54 @@ def test_what_stops_a_rank_from_loading_stops_the_start() -> None:
         pass
     with pytest.raises(CommunicatorError, match="rank 1 has died"), executor(NEVER_LOADS, config=config):
         pass
+
+
+def join_in_shared_memory(setup: RankSetup, cancellation: Cancellation) -> None:
+    library, reason = load_library("cpu")
+    if library is None:
+        pytest.skip(str(reason))
+    SharedMemoryCommunicator(library, setup.group, cancellation)
+
+
+def join_by_sockets(setup: RankSetup, cancellation: Cancellation) -> None:
+    TorchCommunicator(setup.group, torch.device("cpu"), cancellation)
+
+
+def read_weights(_setup: RankSetup, cancellation: Cancellation) -> None:
+    while True:
+        cancellation.check()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("load", [join_in_shared_memory, join_by_sockets, read_weights])
+def test_a_rank_lost_while_loading_is_named_within_seconds(
+    load: Callable[[RankSetup, Cancellation], None],
+) -> None:
+    """Rank 0 waits for it to join, which it would for two minutes, or reads its own weights."""
+
+    began: list[float] = []
+
+    def make_worker(setup: RankSetup, cancellation: Cancellation) -> SummingWorker:
+        began.append(time.monotonic())
+        load(setup, cancellation)
+        return SummingWorker(setup, cancellation)
+
+    before = segments()
+    config = EngineConfig(tensor_parallel_size=3)
+    with pytest.raises(CommunicatorError, match=r"rank [12] has died"):
+        ParallelExecutor.start(NEVER_LOADS, config, 32, make_worker, WorkerProcesses(MODULE))
+    assert time.monotonic() - began[0] < 10.0
+    assert segments() == before
+
+
+def test_a_rank_that_loads_stops_when_rank_0_fails() -> None:
+    def fail(_setup: RankSetup, _cancellation: Cancellation) -> SummingWorker:
+        raise ConfigError("rank 0 cannot")
+
+    launcher = WorkerProcesses(MODULE)
+    with pytest.raises(ConfigError, match="rank 0 cannot"):
+        ParallelExecutor.start(LOADS_ON, EngineConfig(tensor_parallel_size=2), 32, fail, launcher)
+    assert launcher.ended(1) == "exit status 0", "it had to be killed"
 
 
 def test_a_rank_that_never_joins_is_named_with_the_reason() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from engine.errors import CommunicatorError
 from engine.kernels.library import KernelLibrary
-from engine.parallel import TensorParallelGroup
+from engine.parallel import Cancellation, TensorParallelGroup
 from engine.parallel.shared_memory import SharedMemoryCommunicator, segment_path
 from tests.engine.parallel.ranks import make_groups
 
@@ -126,6 +126,18 @@ def test_a_killed_rank_0_leaves_no_segment(library: KernelLibrary) -> None:
 def test_a_group_without_rank_0_is_given_up(library: KernelLibrary) -> None:
     with pytest.raises(CommunicatorError, match=r"rank 1: .* rank 0 has not made .* in 0.1 s"):
         SharedMemoryCommunicator(library, make_groups(2, join_timeout_s=0.1)[1])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_wait_for_ranks_to_join_can_be_cancelled(library: KernelLibrary, rank: int) -> None:
+    """Rank 0 waits for the others, which wait for its file."""
+    group, cancellation = make_groups(2, join_timeout_s=60.0)[rank], Cancellation()
+    threading.Timer(0.1, cancellation.set).start()
+    began = time.monotonic()
+    with pytest.raises(CommunicatorError, match=f"communicator_join was cancelled on rank {rank}"):
+        SharedMemoryCommunicator(library, group, cancellation)
+    assert time.monotonic() - began < 10.0
+    assert not segment_path(group.segment).exists()
 
 
 def test_a_segment_of_that_name_must_not_be_there(library: KernelLibrary) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from engine.errors import CommunicatorError
-from engine.parallel import TensorParallelGroup
+from engine.parallel import Cancellation, TensorParallelGroup
 from engine.parallel.torch_communicator import TorchCommunicator
 from tests.engine.parallel.ranks import make_groups
 
@@ -54,8 +54,17 @@ def test_two_groups_in_one_process_do_not_meet() -> None:
 
 
 def test_a_rank_that_never_comes() -> None:
-    with pytest.raises(CommunicatorError, match="rank 0 of 2: join failed"):
+    with pytest.raises(CommunicatorError, match=r"rank 1 has not joined rank 0 within 0\.2 s"):
         TorchCommunicator(make_groups(2, join_timeout_s=0.2)[0], CPU)
+
+
+def test_a_wait_for_ranks_to_join_can_be_cancelled() -> None:
+    cancellation = Cancellation()
+    threading.Timer(0.1, cancellation.set).start()
+    began = time.monotonic()
+    with pytest.raises(CommunicatorError, match="cancelled"):
+        TorchCommunicator(make_groups(2, join_timeout_s=60.0)[0], CPU, cancellation)
+    assert time.monotonic() - began < 10.0
 
 
 def test_a_rank_that_hangs_is_noticed_at_the_deadline() -> None:
