@@ -92,6 +92,7 @@ def _decode_steps(engine: LLMEngine, batch: int, steps: int) -> list[tuple[float
     def timed_execute(output: SchedulerOutput) -> SamplerOutput:
         decoding.append(output.num_tokens == batch == len(output.scheduled))
         began = time.perf_counter()
+        group.rouse()
         group.broadcast(encode_step(output))
         control.append(time.perf_counter() - began)
         drawn: SamplerOutput = executor._worker.execute(output)

@@ -141,6 +141,11 @@ class WorkerGroup:
             self._ring.unlink()
         return [SwapCost(*cost) for cost in found if cost is not None]
 
+    def rouse(self) -> None:
+        """A step follows at once: ranks that sleep are woken while it is encoded, which takes as long."""
+        if self._ring is not None:
+            self._ring.rouse()
+
     def broadcast(self, message: bytes) -> None:
         """Send a step to all ranks. Raises CommunicatorError if one is lost, or takes nothing any more."""
         self.check_health()

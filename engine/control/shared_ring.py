@@ -94,6 +94,10 @@ class RingWriter(SharedRing):
         with contextlib.suppress(FileNotFoundError):
             (_FOLDER / self.name).unlink()
 
+    def rouse(self) -> None:
+        """A message comes soon: let readers that sleep wake up while it is made."""
+        futex_wake(self._base)
+
     def publish(self, message: bytes, deadline_s: float) -> None:
         """Write a message for all readers and wake them.
 
@@ -178,5 +182,6 @@ class RingReader(SharedRing):
                 continue
             if not still_wanted():
                 return False
-            futex_wait(self._base, taken, _SLICE_S)
+            if futex_wait(self._base, taken, _SLICE_S):
+                began = time.perf_counter()  # there is a piece, or the writer has said that one comes
         return True

@@ -73,6 +73,7 @@ class ParallelExecutor(Executor):
             self._swap_cost = max([self._worker.swap_cost, *costs], key=_seconds_a_block)
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
+        self._group.rouse()
         self._group.broadcast(encode_step(output))
         try:
             drawn = self._worker.execute(output)

@@ -73,6 +73,20 @@ def test_a_reader_that_takes_nothing_ends_the_writers_wait_and_is_named() -> Non
     assert second.take() == b"x"
 
 
+def test_a_roused_reader_goes_on_waiting_for_the_message() -> None:
+    writer, (reader,) = ring(1)
+    found: list[bytes | None] = []
+    sleeper = threading.Thread(target=lambda: found.append(reader.take()))
+    sleeper.start()
+    for _ in range(3):
+        time.sleep(0.02)
+        writer.rouse()
+    assert sleeper.is_alive()
+    writer.publish(b"x", 1.0)
+    sleeper.join(10.0)
+    assert found == [b"x"]
+
+
 def test_an_abort_ends_every_wait() -> None:
     writer, (reader,) = ring(1)
     raised: list[str] = []
