@@ -33,6 +33,7 @@ class StreamRecord:
     num_output_tokens: int = 0
     error: str | None = None
     event_s: list[float] = field(default_factory=list)
+    num_cached_tokens: int = 0
 
     @property
     def ttft_s(self) -> float:
@@ -169,7 +170,9 @@ class Connection(asyncio.Protocol):
             event = json.loads(line.removeprefix(b"data: "))
             if "error" in event:
                 record.error = str(event["error"])[:300]
-            record.num_output_tokens = int((event.get("usage") or {}).get("completion_tokens", 0))
+            usage = event.get("usage") or {}
+            record.num_output_tokens = int(usage.get("completion_tokens", 0))
+            record.num_cached_tokens = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
             break
         if record.error is None and not record.num_output_tokens:
             record.error = "the stream ended without its usage"

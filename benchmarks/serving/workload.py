@@ -77,10 +77,12 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
 def _request(row: dict[str, Any], options: TraceOptions) -> Request:
     num_output = max(1, min(round(row["output_length"] * options.scale), options.max_tokens // 2))
     num_prompt = max(1, min(round(row["input_length"] * options.scale), options.max_tokens - num_output))
-    return Request(_prompt(row["hash_ids"], num_prompt, max(1, round(_TRACE_BLOCK * options.scale))), num_output)
+    return Request(
+        prompt_of_blocks(row["hash_ids"], num_prompt, max(1, round(_TRACE_BLOCK * options.scale))), num_output
+    )
 
 
-def _prompt(blocks: Sequence[int], length: int, block_tokens: int) -> list[int]:
+def prompt_of_blocks(blocks: Sequence[int], length: int, block_tokens: int) -> list[int]:
     """Tokens that are a function of the block ids, so that equal prefixes of the trace are equal here."""
     tokens: list[int] = []
     for block in blocks:

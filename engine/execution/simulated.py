@@ -7,6 +7,7 @@ a result from it says that it is simulated, and on what: `Hardware.name` and `Ha
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -25,6 +26,9 @@ from engine.scheduling import SampleRequest, SamplerOutput, SchedulerOutput
 
 if TYPE_CHECKING:
     from engine.tokenization import Tokenizer
+
+# A step that begins within this after the one before follows it; later, the engine had nothing to do.
+MAX_HOST_S = 0.005
 
 
 class Clock(Protocol):
@@ -94,17 +98,20 @@ class SimulatedExecutor(AsyncExecutor):
         self.last_tables: list[Int32Array] = []
         self.busy_s = 0.0
         self._language = language
-        self._device_free_at = 0.0
+        self._device_free_at = -math.inf
         self._latest = LatestTokens()
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         requests = self._begin(output)
         seconds = self.step_time.seconds(self.last_work)
         self.busy_s += seconds
-        ends_at = self.clock.now() + seconds
-        # Where time is real, making up the tokens takes some of it: within the step, not on top.
+        # Where time is real, what this process does between two steps and in them is part of them, not on top: the
+        # model's price of a step has the host's work in it.
+        now = self.clock.now()
+        follows = 0.0 <= now - self._device_free_at <= MAX_HOST_S
+        self._device_free_at = (self._device_free_at if follows else now) + seconds
         drawn = self._language.sample(requests)
-        self.clock.advance(max(0.0, ends_at - self.clock.now()))
+        self.clock.advance(max(0.0, self._device_free_at - self.clock.now()))
         return drawn
 
     def _begin(self, output: SchedulerOutput) -> list[SampleRequest]:
