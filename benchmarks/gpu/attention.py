@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from benchmarks.gpu.figures import DECODE, ONE_LAYER, PREFILL
 from engine.kernels.backend import AttentionMetadata, KernelBackend
 
 BLOCK_SIZE = 16
@@ -17,6 +18,7 @@ class AttentionCase(NamedTuple):
     Attributes:
         num_rows: of each sequence in this step: 1 decodes, more are a prompt's chunk, its last tokens.
         num_layers: of the pool; calls take one layer after another, so that no cache holds what they read.
+        has_peers: whether others are timed on it; `compiles_peers`, also those that take long to compile.
     """
 
     name: str
@@ -27,6 +29,8 @@ class AttentionCase(NamedTuple):
     num_kv_heads: int = 8
     head_dim: int = 128
     num_layers: int = 32
+    has_peers: bool = True
+    compiles_peers: bool = False
 
     @property
     def kv_bytes(self) -> int:
@@ -51,12 +55,14 @@ class AttentionCase(NamedTuple):
 
 
 CASES = (
-    AttentionCase("decode llama-8b 64 x 4096", 64, 1, 4096),
+    AttentionCase(DECODE, 64, 1, 4096, compiles_peers=True),
+    AttentionCase(PREFILL, 1, 2048, 8192, compiles_peers=True),
+    # The blocks of one layer, one behind the other: strides of 64 KiB, where a pool of all layers has 2 MiB.
+    AttentionCase(DECODE + ONE_LAYER, 64, 1, 4096, num_layers=1, has_peers=False),
     AttentionCase("decode llama-8b 256 x 1024", 256, 1, 1024),
     AttentionCase("decode llama-8b 16 x 4096", 16, 1, 4096),
     AttentionCase("decode llama-8b 1 x 8192", 1, 1, 8192),
     AttentionCase("decode opt-13b 16 x 2048", 16, 1, 2048, 40, 40, 128, 40),
-    AttentionCase("prefill llama-8b 2048 of 8192", 1, 2048, 8192),
     AttentionCase("prefill llama-8b 2048 of 2048", 1, 2048, 2048),
 )
 

@@ -32,8 +32,11 @@ class Check(NamedTuple):
         return self.error <= self.tolerance  # not NaN
 
 
-def run_checks(kernels: KernelBackend, cuda_only: CudaOnlyKernels | None) -> list[Check]:
-    return [*_dense_checks(kernels), *_attention_checks(kernels), *([] if cuda_only is None else _draws(cuda_only))]
+def run_checks(kernels: KernelBackend, cuda_only: CudaOnlyKernels | None) -> Iterator[Check]:
+    yield from _dense_checks(kernels)
+    yield from _attention_checks(kernels)
+    if cuda_only is not None:
+        yield from _draws(cuda_only)
 
 
 def relative_error(result: torch.Tensor, exact: torch.Tensor) -> float:

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.gpu.attention import CASES, AttentionCase, AttentionData, attend, make_data
 from benchmarks.gpu.checks import TOLERANCE, relative_error
-from benchmarks.gpu.peers import PEERS, PeerMissingError
+from benchmarks.gpu.figures import FIXED_SPLIT
+from benchmarks.gpu.peers import PEERS, SLOW_TO_COMPILE, PeerMissingError
 from benchmarks.gpu.results import Missing, Timing
 from benchmarks.gpu.timer import event_seconds, graph_seconds
 from engine.kernels import cuda_abi
@@ -20,30 +21,50 @@ from engine.kernels.cuda_only import CudaOnlyKernels
 _ROTATED_BYTES = 256 << 20  # several times the L2 cache
 
 
-def time_attention(kernels: KernelBackend, cases: tuple[AttentionCase, ...] = CASES) -> Iterator[Timing | Missing]:
-    """Ours takes one layer after another of the pool of all layers, peers two layers in their own layout."""
+def time_attention(
+    kernels: KernelBackend, cases: tuple[AttentionCase, ...] = CASES, fixed_splits: KernelBackend | None = None
+) -> Iterator[Timing | Missing]:
+    """Ours takes one layer after another of the pool of all layers, peers two layers in their own layout.
+
+    Args:
+        fixed_splits: kernels whose splits do not depend on the batch, to be timed too.
+    """
     for case in cases:
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
         if case.pool_bytes > 0.7 * free:
             yield Missing(case.name, "quire", f"its pool takes {case.pool_bytes >> 30} GiB")
-        else:
-            yield from _time_case(kernels, make_data(case))
+            continue
+        data = make_data(case)
+        yield _time_ours(case.name, kernels, data)
+        if fixed_splits is not None and case.has_peers:
+            yield _time_ours(case.name + FIXED_SPLIT, fixed_splits, data)
+        if case.has_peers:
+            yield from _time_peers(kernels, data)
+        del data
 
 
-def _time_case(kernels: KernelBackend, data: AttentionData) -> Iterator[Timing | Missing]:
+def _time_ours(name: str, kernels: KernelBackend, data: AttentionData) -> Timing | Missing:
     case = data.case
-    flops = case.flops if case.num_rows > 1 else 0
-    calls = [partial(attend, kernels, data, index) for index in range(case.num_layers)]
-    yield Timing(case.name, "quire", graph_seconds(calls), case.kv_bytes, flops)
+    try:
+        seconds = graph_seconds([partial(attend, kernels, data, index) for index in range(case.num_layers)])
+    except Exception as error:  # one case's failure leaves the others
+        return Missing(name, "quire", f"fails: {type(error).__name__}: {error}".splitlines()[0][:160])
+    return Timing(name, "quire", seconds, case.kv_bytes, case.flops if case.num_rows > 1 else 0)
+
+
+def _time_peers(kernels: KernelBackend, data: AttentionData) -> Iterator[Timing | Missing]:
+    case = data.case
     expected = attend(kernels, data, 0)
     for name, peer in PEERS.items():
+        if name in SLOW_TO_COMPILE and not case.compiles_peers:
+            continue
         try:
             theirs = peer(data)
             error = relative_error(theirs[0](), expected)
             if not error <= 2 * TOLERANCE:
                 raise PeerMissingError(f"computes something else: error {error:.2g}")
-            yield Timing(case.name, name, graph_seconds(theirs), case.kv_bytes, flops)
+            yield Timing(case.name, name, graph_seconds(theirs), case.kv_bytes, case.flops if case.num_rows > 1 else 0)
         except Exception as reason:  # whatever a peer does, the visit goes on
             text = str(reason) if isinstance(reason, PeerMissingError) else f"fails: {type(reason).__name__}: {reason}"
             yield Missing(case.name, name, text.splitlines()[0][:120])

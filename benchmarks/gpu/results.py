@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -55,20 +55,22 @@ class Missing(NamedTuple):
     by: str
     reason: str
 
-
-def timing_lines(timings: Sequence[Timing], missing: Sequence[Missing], rates: Rates) -> Iterator[str]:
-    """A line an operation and implementation, ours with its ratio to the best peer."""
-    yield f"{'operation':44} {'by':22} {'us':>10} {'GB/s':>8} {'TFLOP/s':>8} {'ceiling':>8} {'peer/ours':>10}"
-    for item in timings:
-        peers = [other.seconds for other in timings if other.name == item.name and other.by != "quire"]
-        ratio = f"{min(peers) / item.seconds:10.2f}" if item.by == "quire" and peers else ""
-        rate = f"{item.num_bytes / item.seconds / 1e9:8.0f} {item.flops / item.seconds / 1e12:8.1f}"
-        yield f"{item.name:44} {item.by:22} {item.seconds * 1e6:10.1f} {rate} {item.share(rates):8.1%} {ratio}".rstrip()
-    for gone in missing:
-        yield f"{gone.name:44} {gone.by:22} {gone.reason}"
+    def line(self) -> str:
+        return f"{self.name:44} {self.by:22} {self.reason}"
 
 
-def timings_json(timings: Sequence[Timing], missing: Sequence[Missing], rates: Rates) -> dict[str, object]:
+TABLE_HEADER = f"{'operation':44} {'by':22} {'us':>10} {'GB/s':>8} {'TFLOP/s':>8} {'ceiling':>8}"
+
+
+def timing_line(item: Timing | Missing, rates: Rates) -> str:
+    """A row of the table: what was reached, and of the operation's ceiling what share."""
+    if isinstance(item, Missing):
+        return item.line()
+    rate = f"{item.num_bytes / item.seconds / 1e9:8.0f} {item.flops / item.seconds / 1e12:8.1f}"
+    return f"{item.name:44} {item.by:22} {item.seconds * 1e6:10.1f} {rate} {item.share(rates):8.1%}"
+
+
+def timings_json(items: Sequence[Timing | Missing], rates: Rates) -> dict[str, object]:
     return {
         "timings": [
             {
@@ -77,7 +79,8 @@ def timings_json(timings: Sequence[Timing], missing: Sequence[Missing], rates: R
                 "us": round(item.seconds * 1e6, 3),
                 "share_of_ceiling": round(item.share(rates), 4),
             }
-            for item in timings
+            for item in items
+            if isinstance(item, Timing)
         ],
-        "missing": [item._asdict() for item in missing],
+        "missing": [item._asdict() for item in items if isinstance(item, Missing)],
     }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from benchmarks.gpu.figures import Figure
 from benchmarks.gpu.results import Missing, Rates
+from benchmarks.gpu.timeline import profile
 from engine import LLM, SamplingParams
 from engine.loading import open_checkpoint
+from engine.model_config import ModelConfig
 from engine.request import EngineRequest
 
 
@@ -19,8 +23,6 @@ class ServingResult(NamedTuple):
 
     Attributes:
         tokens_per_s: generated, with `batch` requests at once.
-        single_step_s: of a decode step of one sequence; `weights_s`, of reading the weights once; 0 where not measured.
-        device_share: of a decoding step of the batch, what the device computes; the rest it waits for the host.
     """
 
     model: str
@@ -28,9 +30,54 @@ class ServingResult(NamedTuple):
     batch: int
     load_s: float
     tokens_per_s: float
-    single_step_s: float = 0.0
-    weights_s: float = 0.0
-    device_share: float = 0.0
+
+    def line(self) -> str:
+        return (
+            f"{self.model} {self.by}: {self.tokens_per_s:.0f} tokens/s at batch {self.batch}; "
+            f"loaded in {self.load_s:.0f} s"
+        )
+
+
+class StepResult(NamedTuple):
+    """Decoding steps of `batch` sequences: how long one takes, and what the device does meanwhile."""
+
+    model: str
+    by: str
+    batch: int
+    step_s: float
+    busy: float
+    idle_between: float
+    idle_within: float
+
+    def line(self) -> str:
+        return (
+            f"{self.model} {self.by}: {self.step_s * 1e3:.2f} ms a decoding step of {self.batch}; under the profiler "
+            f"the device computes {self.busy:.1%} of the time and waits {self.idle_between:.1%} between launches and "
+            f"{self.idle_within:.1%} within graphs"
+        )
+
+
+Result = ServingResult | StepResult | Missing | Figure
+
+
+def serve_model(model: str, rates: Rates, batch: int, num_prompt: int, num_output: int) -> Iterator[Result]:
+    """One model on Quire, batch-invariantly too, and on transformers; each as soon as it is known."""
+    sizes = (batch, num_prompt, num_output)
+    ours = invariant = None
+    for item in _quire(model, rates, *sizes):
+        ours = item if isinstance(item, ServingResult) else ours
+        yield item
+    theirs = measure_transformers(model, *sizes)
+    yield theirs
+    if ours is not None and isinstance(theirs, ServingResult):
+        name = f"throughput over transformers' continuous batching ({model}, batch {batch})"
+        yield Figure(name, ours.tokens_per_s / theirs.tokens_per_s, least=3.0)
+    for item in _quire(model, rates, *sizes, batch_invariant=True):
+        invariant = item if isinstance(item, ServingResult) else invariant
+        yield item
+    if ours is not None and invariant is not None:
+        name = f"cost of batch_invariant: its throughput over the usual ({model}, batch {batch})"
+        yield Figure(name, invariant.tokens_per_s / ours.tokens_per_s)
 
 
 def prompts_of(vocab_size: int, count: int, num_tokens: int) -> list[list[int]]:
@@ -38,12 +85,25 @@ def prompts_of(vocab_size: int, count: int, num_tokens: int) -> list[list[int]]:
     return [rng.integers(10, vocab_size, num_tokens).tolist() for _ in range(count)]
 
 
+def _quire(
+    model: str, rates: Rates, batch: int, num_prompt: int, num_output: int, batch_invariant: bool = False
+) -> Iterator[Result]:
+    name = "quire, batch-invariant" if batch_invariant else "quire"
+    try:
+        yield from measure_quire(model, name, rates, batch, num_prompt, num_output, batch_invariant=batch_invariant)
+    except Exception as error:  # what was measured before stands
+        yield Missing(model, name, f"fails: {type(error).__name__}: {error}".splitlines()[0][:200])
+    finally:
+        torch.cuda.empty_cache()
+
+
 def measure_quire(
-    model: str, rates: Rates, batch: int, num_prompt: int, num_output: int, **options: Any
-) -> ServingResult:
+    model: str, name: str, rates: Rates, batch: int, num_prompt: int, num_output: int, **options: Any
+) -> Iterator[Result]:
+    """Throughput of a batch, then single steps of one sequence and of the batch."""
     began = time.perf_counter()
-    fixed: dict[str, Any] = {"max_num_seqs": batch, "max_model_len": 2048, "num_swap_blocks": 64}
-    llm = LLM(f"dummy:{model}", device="cuda", **{**fixed, **options})
+    fixed: dict[str, Any] = {"max_num_seqs": batch, "max_model_len": 2048, "num_swap_blocks": 64, "device": "cuda"}
+    llm = LLM(f"dummy:{model}", **{**fixed, **options})
     load_s = time.perf_counter() - began
     try:
         config = llm.engine.model_config
@@ -52,42 +112,54 @@ def measure_quire(
         prompts = [{"prompt_token_ids": prompt} for prompt in prompts_of(config.vocab_size, batch, num_prompt)]
         began = time.perf_counter()
         llm.generate(prompts, params, use_tqdm=False)
-        tokens_per_s = batch * num_output / (time.perf_counter() - began)
-        return ServingResult(
-            model, "quire", batch, load_s, tokens_per_s,
-            single_step_s=_step_seconds(llm, 1, num_prompt)[0],
-            weights_s=2 * config.num_parameters / rates.copy_bytes_per_s,
-            device_share=_step_seconds(llm, batch, num_prompt)[1],
-        )  # fmt: skip
+        yield ServingResult(model, name, batch, load_s, batch * num_output / (time.perf_counter() - began))
+        if options.get("batch_invariant"):
+            return
+        single = _steps(llm, model, 1, num_prompt)
+        yield single
+        least_s = weight_bytes(config) / rates.copy_bytes_per_s
+        yield Figure(f"batch-1 decoding step over reading the weights ({model})", single.step_s / least_s, most=1.3)
+        full = _steps(llm, model, batch, num_prompt)
+        yield full
+        yield Figure(
+            f"the device's idle share between graph replays ({model}, batch {batch})", full.idle_between, most=0.05
+        )
     finally:
         llm.engine.close()
         del llm
-        torch.cuda.empty_cache()
 
 
-def _step_seconds(llm: LLM, num_seqs: int, num_prompt: int, num_steps: int = 50) -> tuple[float, float]:
-    """Seconds of a decoding step, and the share of it in which the device computes."""
+def weight_bytes(config: ModelConfig) -> int:
+    """Of 16-bit weights that every decoding step reads: all, but for an embedding that is not the head's matrix too."""
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.embedding_size
+    return 2 * (config.num_parameters - embedding)
+
+
+def _steps(llm: LLM, model: str, num_seqs: int, num_prompt: int, num_steps: int = 40) -> StepResult:
+    """Decoding steps of sequences that all decode."""
     engine = llm.engine
-    params = SamplingParams(max_tokens=num_steps + 60, ignore_eos=True, temperature=0.0)
+    # They outlast the prompts' steps, whatever those take.
+    params = SamplingParams(max_tokens=engine.max_model_len - num_prompt, ignore_eos=True, temperature=0.0)
     for index, prompt in enumerate(prompts_of(engine.model_config.vocab_size, num_seqs, num_prompt)):
         engine.add_request(EngineRequest(f"steps-{index}", prompt, params))
     while engine.stats().num_waiting or engine.stats().num_running_tokens < num_seqs * num_prompt:
         engine.step()
     for _ in range(5):
         engine.step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for _ in range(5):
-            engine.step()
-        torch.cuda.synchronize()
-    device_s = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / 5
     began = time.perf_counter()
-    for _ in range(num_steps - 10):
+    for _ in range(num_steps):
         engine.step()
-    seconds = (time.perf_counter() - began) / (num_steps - 10)
+    seconds = (time.perf_counter() - began) / num_steps
+
+    def run() -> None:
+        for _ in range(20):
+            engine.step()
+
+    timeline = profile(run)
     engine.abort_all("abort")
     while engine.has_unfinished_requests:
         engine.step()
-    return seconds, min(1.0, device_s / seconds)
+    return StepResult(model, "quire", num_seqs, seconds, *timeline)
 
 
 def measure_transformers(model: str, batch: int, num_prompt: int, num_output: int) -> ServingResult | Missing:

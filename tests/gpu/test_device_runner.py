@@ -102,7 +102,8 @@ def test_swapped_groups_come_back_as_they_were(emulated: Kernels) -> None:
 def test_on_a_gpu_tokens_do_not_depend_on_graphs_or_scheduling(cuda_graphs: bool, async_scheduling: bool) -> None:
     def build(**options: Any) -> LLMEngine:
         common = {"device": "cuda", "dtype": "float32", "max_model_len": 64, "max_num_seqs": 8, "num_blocks": 100}
-        return LLMEngine.from_options("dummy:tiny", EngineConfig.from_dict({**common, **options}))
+        # Not dummy:tiny, whose heads are smaller than the CUDA kernels'.
+        return LLMEngine.from_options("dummy:smollm2-135m", EngineConfig.from_dict({**common, **options}))
 
     expected = run(build(cuda_graphs=False, async_scheduling=False), list(METHODS))
     assert run(build(cuda_graphs=cuda_graphs, async_scheduling=async_scheduling), list(METHODS)) == expected
@@ -110,10 +111,9 @@ def test_on_a_gpu_tokens_do_not_depend_on_graphs_or_scheduling(cuda_graphs: bool
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_pool_is_sized_from_what_steps_take() -> None:
-    engine = LLMEngine.from_options(
-        "dummy:smollm2-135m",
-        EngineConfig.from_dict({"device": "cuda", "gpu_memory_utilization": 0.5, "max_model_len": 2048}),
-    )
+    options = {"device": "cuda", "gpu_memory_utilization": 0.5, "num_swap_blocks": 16}
+    # So many sequences that they could use more than there is, whatever the GPU.
+    engine = LLMEngine.from_options("dummy:smollm2-135m", EngineConfig.from_dict({**options, "max_num_seqs": 2048}))
     free, total = torch.cuda.mem_get_info()
     assert 0.3 * total < total - free < 0.6 * total
     assert engine.cache_config.num_blocks > 1000

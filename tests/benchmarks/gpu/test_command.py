@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from benchmarks.gpu.__main__ import main, parse
+from benchmarks.gpu.__main__ import PARTS, main, parse, run_parts
 from benchmarks.gpu.attention import BLOCK_SIZE, CASES, AttentionCase, attend, make_data
 from benchmarks.gpu.checks import Check, relative_error
 from benchmarks.gpu.peers import PEERS, PeerMissingError, sdpa
-from benchmarks.gpu.results import Missing, Rates, Timing, timing_lines, timings_json
+from benchmarks.gpu.results import Missing, Rates, Timing, timing_line, timings_json
 from engine.kernels.reference import ReferenceBackend
 
 RATES = Rates(copy_bytes_per_s=4e12, flops_per_s=8e14, to_host_bytes_per_s=5e10, to_device_bytes_per_s=4e10)
@@ -26,9 +26,9 @@ MISSING = [Missing("decode", "vLLM Triton", "absent: ModuleNotFoundError: No mod
 
 
 def test_arguments() -> None:
-    assert parse([]).only == ["checks", "kernels", "engine"]
-    options = parse(["--only", "kernels", "--models", "tiny", "--batch", "4"])
-    assert (options.only, options.models, options.batch, options.output_tokens) == (["kernels"], ["tiny"], 4, 128)
+    assert parse([]).only == list(PARTS)
+    options = parse(["--only", "attention", "--models", "tiny", "--batch", "4"])
+    assert (options.only, options.models, options.batch, options.output_tokens) == (["attention"], ["tiny"], 4, 128)
     for wrong in (["--only", "sleep"], ["--batch", "0"]):
         with pytest.raises(SystemExit):
             parse(wrong)
@@ -45,18 +45,31 @@ def test_each_timing_is_held_to_its_own_ceiling() -> None:
     assert shares == pytest.approx([0.9, 0.9 / 1.1, 0.9 / 1.05, 0.6, 0.8])
 
 
-def test_the_table_names_ratios_and_what_is_missing() -> None:
-    lines = list(timing_lines(TIMINGS, MISSING, RATES))
-    assert len(lines) == 1 + len(TIMINGS) + len(MISSING)
-    assert lines[1].split()[-5:] == ["100.0", "3600", "0.0", "90.0%", "1.05"], "the best peer over ours"
-    assert lines[2].split()[-1] == "81.8%"
-    assert lines[4].split()[-2:] == ["480.0", "60.0%"]
-    assert "No module named 'vllm'" in lines[-1]
+def test_a_part_that_fails_leaves_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: object) -> dict[str, object]:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def works(*_: object) -> dict[str, object]:
+        return {"figures": [1]}
+
+    result: dict[str, object] = {}
+    assert run_parts({"first": fails, "second": works}, result, None, RATES, parse([])) == ["first"]
+    assert result["second"] == {"figures": [1]}
+    printed = capsys.readouterr().out
+    assert "first FAILED: RuntimeError: an illegal memory access" in printed
+    assert json.loads(printed.splitlines()[-1]) == {"benchmark": "gpu", "part": "second", "second": {"figures": [1]}}
+
+
+def test_the_table_names_rates_shares_and_what_is_missing() -> None:
+    assert timing_line(TIMINGS[0], RATES).split()[-4:] == ["100.0", "3600", "0.0", "90.0%"]
+    assert timing_line(TIMINGS[3], RATES).split()[-2:] == ["480.0", "60.0%"]
+    assert "No module named 'vllm'" in timing_line(MISSING[0], RATES)
 
 
 def test_the_json_object_holds_all_of_it() -> None:
-    result = json.loads(json.dumps(timings_json(TIMINGS, MISSING, RATES)))
+    result = json.loads(json.dumps(timings_json([*TIMINGS, *MISSING], RATES)))
     assert result["timings"][0] == {"name": "decode", "by": "quire", "us": 100.0, "share_of_ceiling": 0.9}
+    assert len(result["timings"]) == len(TIMINGS)
     assert result["missing"][0]["by"] == "vLLM Triton"
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 import torch
 from transformers import (
@@ -28,6 +27,9 @@ from transformers import (
 )
 
 from engine.model_config import ModelConfig
+
+if TYPE_CHECKING:
+    import gguf  # which a machine that is only visited need not have
 
 FAMILIES: dict[str, tuple[Callable[..., Any], Callable[..., PreTrainedModel]]] = {
     "LlamaForCausalLM": (LlamaConfig, LlamaForCausalLM),
@@ -94,6 +96,8 @@ def save_hf(model: PreTrainedModel, folder: Path, **options: Any) -> Path:
 def gguf_names(config: ModelConfig, weights: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray[Any, Any]]:
     """Hugging Face weights under GGUF's names, by the gguf package's own table, changed as llama.cpp's conversion does:
     Llama's Q and K permuted, 1 added to Gemma's norms."""
+    import gguf
+
     arch = config.architecture.removesuffix("ForCausalLM").upper()
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch], config.num_layers)
     out: dict[str, np.ndarray[Any, Any]] = {}
@@ -127,6 +131,8 @@ def write_gguf(
     extend: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
     """A GGUF file by gguf.GGUFWriter; `quantise` names each tensor's type, `extend` adds metadata."""
+    import gguf
+
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.max_position_embeddings)
