@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
+from torch._C._autograd import DeviceType
 
 
 class DeviceEvent(NamedTuple):
@@ -63,5 +64,5 @@ def profile(run: Callable[[], object]) -> Timeline:
     return read_timeline(
         DeviceEvent(item.start_ns(), item.end_ns(), item.correlation_id())
         for item in recorded
-        if item.device_type() == torch.autograd.DeviceType.CUDA and not item.is_user_annotation()
+        if item.device_type() == DeviceType.CUDA and not item.is_user_annotation()
     )
