@@ -3,6 +3,7 @@
     int32 words  0       published: pieces written so far; readers wait on it
                  16      aborted: no more will come
                  32+16 r taken: pieces that reader r has copied out
+                 33+16 r whether it sleeps: only a hint, whom to rouse
     byte 4096    slot 0: length of the piece, bytes of the message still to come after it, the piece
                  slot 1 ...
 
@@ -96,7 +97,9 @@ class RingWriter(SharedRing):
 
     def rouse(self) -> None:
         """A message comes soon: let readers that sleep wake up while it is made."""
-        futex_wake(self._base)
+        words = self._words
+        if any(words[_TAKEN + _LINE * reader + 1] for reader in range(self._num_readers)):
+            futex_wake(self._base)
 
     def publish(self, message: bytes, deadline_s: float) -> None:
         """Write a message for all readers and wake them.
@@ -182,6 +185,9 @@ class RingReader(SharedRing):
                 continue
             if not still_wanted():
                 return False
-            if futex_wait(self._base, taken, _SLICE_S):
+            words[self._taken_at + 1] = 1
+            was_woken = futex_wait(self._base, taken, _SLICE_S)
+            words[self._taken_at + 1] = 0
+            if was_woken:
                 began = time.perf_counter()  # there is a piece, or the writer has said that one comes
         return True

@@ -1,7 +1,7 @@
 """A step's work as one run of bytes: what all ranks of a tensor-parallel engine act on (§4.6).
 
     counts   int32 [6]      how many there are of each of the following; of copies, to swap out, to swap in, to copy
-    rows     int64 [n, 5]   one a scheduled sequence: its id, start, how many tokens and blocks, whether it draws
+    rows     int64 [5, n]   of each scheduled sequence: its id, start, how many tokens and blocks, whether it draws
     copies   int32 [n, 2]   blocks to swap out, to swap in, and to copy
     tokens   int32 [n]      of all sequences, one after the other
     blocks   int32 [n]      their block tables
@@ -9,14 +9,15 @@
 Rank 0 draws alone. The others compute their part of the logits, for which they need to know of which rows, and nothing
 of who asked for them and how they are to be drawn from.
 
-Nothing is pickled, and nothing is encoded a token at a time. Little-endian, as all machines are that run this.
+Nothing is pickled, nothing is encoded a token at a time, and each array is copied once. Little-endian, as all machines
+are that run this.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -37,22 +38,19 @@ DRAWN_BY_RANK_0 = (SampleRequest(-1, "", SamplingParams(), 0, 0, 0, 0, _NO_TOKEN
 
 def encode_step(output: SchedulerOutput) -> bytes:
     """The step for the ranks that do not draw."""
-    rows = array("q")
-    for seq_id, start, token_ids, block_table, samples in output.scheduled:
-        rows.extend((seq_id, start, len(token_ids), len(block_table), bool(samples)))
+    seq_ids, starts, tokens, blocks, samples = zip(*output.scheduled, strict=True) if output.scheduled else ((),) * 5
+    token_counts, block_counts = list(map(len, tokens)), list(map(len, blocks))
+    rows = array("q", (*seq_ids, *starts, *token_counts, *block_counts, *map(bool, samples)))
     copies = (*output.blocks_to_swap_out, *output.blocks_to_swap_in, *output.blocks_to_copy)
-    tokens = _joined([item.token_ids for item in output.scheduled])
-    blocks = _joined([item.block_table for item in output.scheduled])
     counts = (
-        len(output.scheduled),
+        len(seq_ids),
         len(output.blocks_to_swap_out),
         len(output.blocks_to_swap_in),
         len(output.blocks_to_copy),
-        len(tokens),
-        len(blocks),
+        sum(token_counts),
+        sum(block_counts),
     )
-    pairs = np.array(copies, dtype=_INT32)
-    return b"".join((array("i", counts), rows, pairs.tobytes(), tokens.tobytes(), blocks.tobytes()))
+    return b"".join((array("i", counts), rows, array("i", chain.from_iterable(copies)), *tokens, *blocks))
 
 
 def decode_step(message: bytes) -> SchedulerOutput:
@@ -63,24 +61,22 @@ def decode_step(message: bytes) -> SchedulerOutput:
     """
     reader = _Reader(message)
     num_rows, num_out, num_in, num_copies, num_tokens, num_blocks = reader.array(_INT32, _NUM_COUNTS).tolist()
-    rows = reader.array(_INT64, _ROW_FIELDS * num_rows).reshape(num_rows, _ROW_FIELDS)
+    rows = reader.array(_INT64, _ROW_FIELDS * num_rows).reshape(_ROW_FIELDS, num_rows)
     pairs = reader.array(_INT32, 2 * (num_out + num_in + num_copies)).reshape(-1, 2).tolist()
     tokens = reader.array(_INT32, num_tokens)
     blocks = reader.array(_INT32, num_blocks)
     reader.finish()
-    seq_ids, starts, token_counts, block_counts, draws = rows.T.tolist()
-    scheduled = map(
-        ScheduledSequence,
+    seq_ids, starts, token_counts, block_counts, draws = rows.tolist()
+    columns = (
         seq_ids,
         starts,
         _parts(tokens, token_counts),
         _parts(blocks, block_counts),
         [DRAWN_BY_RANK_0 if draw else () for draw in draws],
     )
+    scheduled = tuple(map(ScheduledSequence._make, zip(*columns, strict=True)))
     copies = tuple(BlockCopy(source, destination) for source, destination in pairs)
-    return SchedulerOutput(
-        tuple(scheduled), copies[:num_out], copies[num_out : num_out + num_in], copies[num_out + num_in :]
-    )
+    return SchedulerOutput(scheduled, copies[:num_out], copies[num_out : num_out + num_in], copies[num_out + num_in :])
 
 
 class _Reader:
@@ -98,10 +94,6 @@ class _Reader:
     def finish(self) -> None:
         if self._at != len(self._message):
             raise ValueError(f"a step's message of {len(self._message)} bytes says that it has {self._at}")
-
-
-def _joined(arrays: Sequence[Int32Array]) -> Int32Array:
-    return np.concatenate(arrays) if arrays else _NO_TOKENS
 
 
 def _parts(joined: Int32Array, lengths: Iterable[int]) -> list[Int32Array]:
