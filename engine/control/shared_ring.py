@@ -36,10 +36,10 @@ _SLOTS_AT = 4096
 _SLOT_HEADER = 8
 _MASK = 0xFFFFFFFF
 
-# A reader looks for so long, then for so long with its core offered to others in between, before it sleeps: a step that
-# follows soon finds it awake, as to wake a sleeper takes longer than all the rest.
+# A reader looks for so long, then for so long with its core offered to others in between, before it sleeps: to wake a
+# sleeper takes longer than all the rest, and what rank 0 does between two steps of a busy engine is over by then.
 _SPIN_S = 30e-6
-_YIELD_S = 200e-6
+_YIELD_S = 2e-3
 # How often a sleeper looks whether it is still wanted, and a writer whether there is room.
 _SLICE_S = 0.5
 _POLL_S = 100e-6
