@@ -101,7 +101,7 @@ class AsyncLLMEngine:
         """Start the engine thread. Both callbacks are called on it and must return at once.
 
         Args:
-            on_step: gets every step's outputs.
+            on_step: gets every step's outputs, an empty list for a step that drew nothing.
             on_blocks: gets what the prefix cache gained and lost, before the outputs of the step that did it.
         """
         assert self._thread is None, "start() is called once"
@@ -257,10 +257,12 @@ class AsyncLLMEngine:
         return outputs
 
     def _publish(self, outputs: list[SequenceOutput]) -> None:
-        self._stats = self._engine.stats()
+        before, self._stats = self._stats, self._engine.stats()
         if self._on_blocks is not None and (changes := self._engine.take_block_changes()) is not None:
             self._on_blocks(changes)
         if not outputs:
+            if self._on_step is not None and self._stats.num_steps != before.num_steps:
+                self._on_step(outputs)
             return
         with self._wake:
             self._live.difference_update(output.request_id for output in outputs if output.request_finished)

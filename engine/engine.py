@@ -208,7 +208,7 @@ class LLMEngine:
             return []
         began = self._clock()
         drawn = self._executor.execute(output)
-        self._advance(output)
+        self._advance(output, began)
         return self._process(CollectedStep(output, drawn, self._clock() - began))
 
     def _step_ahead(self, pipeline: Pipeline) -> list[SequenceOutput]:
@@ -217,8 +217,9 @@ class LLMEngine:
             output = self._scheduler.schedule()
             if output.is_empty:
                 break
+            began = self._clock()
             pipeline.submit(output, self._groups_of(output))
-            self._advance(output)
+            self._advance(output, began)
             self._expect_tokens(output)
         if not pipeline:
             return []
@@ -233,9 +234,11 @@ class LLMEngine:
         groups = {id(group): group for group, _ in (self._seqs[item.seq_id] for item in output.scheduled)}
         return tuple(groups.values())
 
-    def _advance(self, output: SchedulerOutput) -> None:
+    def _advance(self, output: SchedulerOutput, began: float) -> None:
         for item in output.scheduled:
             group, seq = self._seqs[item.seq_id]
+            if group.started_at is None:
+                group.started_at = began
             self._scheduler.advance(group, seq, len(item.token_ids))
 
     def _expect_tokens(self, output: SchedulerOutput) -> None:
@@ -249,12 +252,14 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         waiting, running = self._scheduler.waiting, self._scheduler.running
+        left = sum(self._num_uncached_tokens(group) for group in waiting)
+        left += sum(group.num_trunk_tokens_left for group in running)
         return EngineStats(
             num_blocks=self.cache_config.num_blocks,
             num_free_blocks=self._kv_cache.num_free_blocks,
             num_waiting=len(waiting),
             num_running=len(running),
-            num_waiting_tokens=sum(group.num_uncomputed_tokens for group in waiting),
+            num_waiting_tokens=left,
             num_running_tokens=sum(seq.num_computed_tokens for group in running for seq in group.live_seqs),
             num_swapped=sum(group.is_swapped for group in waiting),
             num_free_swap_blocks=self._kv_cache.num_free_swap_blocks,
@@ -266,6 +271,10 @@ class LLMEngine:
             num_output_tokens=self._num_output_tokens,
             num_empty_blocks=self._kv_cache.num_empty_blocks,
         )
+
+    def _num_uncached_tokens(self, group: SequenceGroup) -> int:
+        cached = 0 if group.is_swapped else self._kv_cache.num_cached_tokens(group)
+        return group.num_uncomputed_tokens - cached
 
     def memory_usage(self) -> MemoryUsage:
         """What the KV pool's slots are held for, between two steps. O(running sequences)."""
@@ -338,6 +347,7 @@ class LLMEngine:
                 stop_token_id=seq.stop_token_id,
                 num_cached_tokens=max(0, group.num_cached_tokens),
                 request_finished=group.is_finished,
+                waited_s=group.waited_s,
             )
         ]
 

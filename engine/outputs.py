@@ -30,6 +30,7 @@ class SequenceOutput:
         finish_reason: set on the sequence's last output.
         stop_token_id: the id that ended the sequence, if a stop or end-of-sequence token did.
         num_cached_tokens: prompt tokens that came from the prefix cache; set with the sequence's first tokens.
+        waited_s: from the request's arrival to its first step; set with the sequence's first tokens.
         request_finished: this is the request's last output.
         cumulative_logprob: of the whole sequence; set on the last output of one that was ranked against others.
     """
@@ -43,6 +44,7 @@ class SequenceOutput:
     num_cached_tokens: int = 0
     request_finished: bool = False
     cumulative_logprob: float | None = None
+    waited_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -80,7 +82,9 @@ class EngineStats:
     """A snapshot of an engine's load, taken between two steps. Blocks are KV blocks of the pool.
 
     `num_waiting` counts requests, the `num_swapped` ones included; `num_preemptions` the `num_swaps`, the others having
-    been recomputations. `num_empty_blocks` are the free ones in which nothing is cached.
+    been recomputations. `num_waiting_tokens` are prompt tokens yet to be computed: of waiting requests all that the
+    prefix cache does not hold now, of running ones what is left. `num_empty_blocks` are the free ones in which nothing
+    is cached.
     """
 
     num_blocks: int

@@ -124,4 +124,5 @@ def _output(
         stop_token_id=stop_token_id,
         num_cached_tokens=max(0, group.num_cached_tokens),
         cumulative_logprob=cumulative_logprob,
+        waited_s=group.waited_s,
     )

@@ -159,6 +159,8 @@ class SequenceGroup:
         seed: of this request's draws.
         root_hash: the start of its block-hash chain.
         num_cached_tokens: prompt tokens found in the prefix cache at first admission; -1 before it.
+        num_prefix_blocks: where the last look at the prefix cache found its cached prefix to end; a waiting group's.
+        started_at: when its first step began, in the engine's clock; None before.
         num_steps_in_flight: steps handed to the device and not yet collected that this group takes part in.
         preempted_blocks: of its last preemption, where the preemption policy wants to know.
         beam_search: its state, or None for sampling.
@@ -172,6 +174,7 @@ class SequenceGroup:
         "live_seqs",
         "num_cached_tokens",
         "num_preemptions",
+        "num_prefix_blocks",
         "num_steps_in_flight",
         "preempted_blocks",
         "request_id",
@@ -179,6 +182,7 @@ class SequenceGroup:
         "sampling_params",
         "seed",
         "seqs",
+        "started_at",
     )
 
     def __init__(
@@ -199,6 +203,8 @@ class SequenceGroup:
         self.root_hash = root_hash
         self.arrival_time = arrival_time
         self.num_cached_tokens = -1
+        self.num_prefix_blocks = 0
+        self.started_at: float | None = None
         self.num_preemptions = 0
         self.num_steps_in_flight = 0
         self.preempted_blocks: PreemptedBlocks | None = None
@@ -228,6 +234,16 @@ class SequenceGroup:
         live = self.live_seqs
         tails = sum(seq.num_tokens - self.fork_point for seq in live)
         return self.fork_point - live[0].num_computed_tokens + tails
+
+    @property
+    def waited_s(self) -> float:
+        """From its arrival to its first step; 0 before that."""
+        return 0.0 if self.started_at is None else max(0.0, self.started_at - self.arrival_time)
+
+    @property
+    def num_trunk_tokens_left(self) -> int:
+        """Tokens of the prompt, or of what is rebuilt after a preemption, that a running group has yet to compute."""
+        return 0 if self.is_forked or self.is_finished else self.fork_point - self.live_seqs[0].num_computed_tokens
 
     def fork(self, parent: Sequence) -> Sequence:
         """Add a beam that goes on from `parent`'s tokens."""

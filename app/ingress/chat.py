@@ -95,6 +95,7 @@ class ChatFormat:
             **self._fields,
             "choices": [self._choice(choice) for choice in choices],
             "usage": self._generation.usage.as_dict(),
+            **self._generation.receipt_fields(),
         }
         if self._prompt_token_ids is not None:
             body["prompt_token_ids"] = self._prompt_token_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
+from app.ingress.receipt import Receipt
 from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 
@@ -32,17 +33,26 @@ class ModelState(NamedTuple):
 class ModelClient(Protocol):
     """One served model. The ingress knows nothing of replicas, sockets or Ray beyond this."""
 
-    def generate(self, request: EngineRequest) -> AsyncGenerator[list[SequenceOutput], None]:
+    def generate(
+        self, request: EngineRequest, receipt: Receipt | None = None
+    ) -> AsyncGenerator[list[SequenceOutput], None]:
         """Yield the request's outputs in order, as they come; several are coalesced if the reader is late.
 
         Closing the generator early aborts the request on its replica. A replica that dies or drains is no error:
         the request goes on elsewhere and the reader sees one unbroken sequence.
+
+        Args:
+            receipt: filled in with where the request went, if given.
 
         Raises:
             RequestError: the replica refused the request; before the first yield.
             OverloadedError: a bound on waiting work is reached.
             EngineDeadError: no replica can finish it.
         """
+        ...
+
+    def stop(self, request_id: str, index: int) -> None:
+        """The reader of a request needs no more of one of its sequences; what comes of it still may be ignored."""
         ...
 
     async def wait_ready(self, timeout_s: float) -> bool:

@@ -112,6 +112,7 @@ class CompletionFormat:
             **self._fields,
             "choices": [self._choice(choice) for choice in choices],
             "usage": self._generation.usage.as_dict(),
+            **self._generation.receipt_fields(),
         }
 
     def _choice(self, choice: ChoiceDelta) -> dict[str, Any]:

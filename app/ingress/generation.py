@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from app.ingress.merge import merge
 from app.ingress.models import ServedModel
+from app.ingress.receipt import FIELD, Receipt
 from engine.decoding.stop_checker import StopChecker
 from engine.errors import EngineDeadError
 from engine.outputs import SequenceOutput, TokenLogprobs
@@ -59,10 +60,14 @@ class ChoiceText:
         self.num_tokens = 0
         self.finished = False
 
-    def push(self, output: SequenceOutput) -> None:
-        """Take a step's tokens. Those after a stop string do not count: they are no part of the completion."""
+    def push(self, output: SequenceOutput) -> bool:
+        """Take a step's tokens. Those after a stop string do not count: they are no part of the completion.
+
+        Returns:
+            Whether these tokens ended it, and the engine does not know.
+        """
         if self.finished:
-            return
+            return False
         for position, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             self._delta.token_ids.append(token_id)
@@ -74,9 +79,10 @@ class ChoiceText:
             self._append_text(self._detokenizer.push(token_id))
             if self._stop_checker.matched is not None:
                 self._finish("stop", self._stop_checker.matched)
-                return
+                return output.finish_reason is None
         if output.finish_reason is not None:
             self._finish_by_engine(output)
+        return False
 
     def take(self) -> ChoiceDelta | None:
         """What came since the last call, or None if there is nothing to tell yet."""
@@ -154,7 +160,16 @@ class Generation:
         self.model = model
         self.name = name or model.id
         self.requests = requests
+        self.receipts: list[Receipt] = []
         self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
+
+    def keep_receipts(self) -> None:
+        """Have `receipts` say where each engine request goes; before `deltas`."""
+        self.receipts = [Receipt(request.request_id) for request in self.requests]
+
+    def receipt_fields(self) -> dict[str, object]:
+        """What the answer says of them: nothing unless they are kept."""
+        return {FIELD: [receipt.as_dict() for receipt in self.receipts]} if self.receipts else {}
 
     @property
     def num_choices(self) -> int:
@@ -166,11 +181,17 @@ class Generation:
         Closing the generator aborts what is unfinished. Raises what ModelClient.generate raises.
         """
         first_choices = range(0, self.num_choices, max(1, self.num_choices // len(self.requests)))
-        streams = [self._deltas_of(request, first) for request, first in zip(self.requests, first_choices, strict=True)]
+        receipts: Sequence[Receipt | None] = self.receipts or [None] * len(self.requests)
+        streams = [
+            self._deltas_of(request, first, receipt)
+            for request, first, receipt in zip(self.requests, first_choices, receipts, strict=True)
+        ]
         # A generator around another costs every token its way through both.
         return streams[0] if len(streams) == 1 else merge(streams)
 
-    async def _deltas_of(self, request: EngineRequest, first_choice: int) -> AsyncGenerator[list[ChoiceDelta], None]:
+    async def _deltas_of(
+        self, request: EngineRequest, first_choice: int, receipt: Receipt | None
+    ) -> AsyncGenerator[list[ChoiceDelta], None]:
         params = request.sampling_params
         texts = [
             ChoiceText(first_choice + index, self.model.tokenizer, params, continuation=self._continuation)
@@ -178,11 +199,14 @@ class Generation:
         ]
         cached = 0
         # Closed at once when the last choice hits a stop string: the engine need not run to its token limit.
-        async with aclosing(self.model.client.generate(request)) as stream:
+        async with aclosing(self.model.client.generate(request, receipt)) as stream:
             async for outputs in stream:
                 before = sum(text.num_tokens for text in texts)
                 for output in outputs:
-                    texts[output.index].push(output)
+                    text = texts[output.index]
+                    if text.push(output) and len(texts) > 1:
+                        # It has run into a stop string, of which the engine knows nothing; the others go on.
+                        self.model.client.stop(request.request_id, output.index)
                     if output.num_cached_tokens > cached:
                         self.usage.cached_tokens += output.num_cached_tokens - cached
                         cached = output.num_cached_tokens

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 
+from app.ingress.receipt import Receipt
 from engine.errors import OverloadedError, QuireError
 from engine.outputs import SequenceOutput
 from engine.request import EngineRequest, ResumedSequence
@@ -14,12 +15,13 @@ from engine.request import EngineRequest, ResumedSequence
 class _SequenceJournal:
     """One sequence so far, whichever replicas made it."""
 
-    __slots__ = ("cumulative_logprob", "finished", "token_ids")
+    __slots__ = ("cumulative_logprob", "finished", "stopped", "token_ids")
 
     def __init__(self, resumed: ResumedSequence) -> None:
         self.token_ids = list(resumed.token_ids)
         self.cumulative_logprob = resumed.cumulative_logprob
         self.finished = resumed.finished
+        self.stopped = False
 
 
 class RequestJournal:
@@ -29,14 +31,17 @@ class RequestJournal:
 
     Args:
         max_unread: tokens, and entries of their logprobs, that may wait for the reader.
+        receipt: to be filled in, if its reader wants one.
     """
 
-    def __init__(self, request: EngineRequest, max_unread: int) -> None:
+    def __init__(self, request: EngineRequest, max_unread: int, receipt: Receipt | None = None) -> None:
         self.request = request
+        self.receipt = receipt
         self.finished = False
         self.num_tokens = 0
-        # The number of the attempt that feeds it; the client's to set.
+        # The number of the attempt that feeds it, and how many there were; for whoever makes them to set.
         self.attempt = 0
+        self.num_attempts = 0
         self.began_s = time.monotonic()
         self._max_unread = max_unread
         resumed = request.resumed or (ResumedSequence(),) * request.sampling_params.n
@@ -83,6 +88,18 @@ class RequestJournal:
             )
         self._queue(output)
         self._wake()
+
+    def stop(self, index: int) -> bool:
+        """The reader needs no more of a sequence; whether it was still running."""
+        sequence = self._sequences[index]
+        if sequence.finished:
+            return False
+        sequence.finished = sequence.stopped = True
+        return True
+
+    def is_stopped(self, index: int) -> bool:
+        """Whether the reader ended this sequence."""
+        return self._sequences[index].stopped
 
     def finish(self) -> None:
         """Everything has come: the reader ends after what is unread."""

@@ -27,6 +27,8 @@ from app.ingress.protocol import (
     TokenizeMessages,
     TokenizePrompt,
 )
+from app.ingress.receipt import HEADER as RECEIPT_HEADER
+from app.ingress.receipt import wants_receipt
 from app.ingress.settings import HttpSettings
 from app.ingress.sse import EventStreamResponse, EventWriter, unless_disconnected, write_events
 from app.version import version
@@ -141,6 +143,8 @@ class Routes:
     async def _respond(
         self, request: Request, generation: Generation, writer: ResponseFormat, *, stream: bool
     ) -> Response:
+        if wants_receipt(request.headers.get(RECEIPT_HEADER)):
+            generation.keep_receipts()
         deltas = generation.deltas()
         if not stream:
             choices = await unless_disconnected(request.receive, _collect(generation, deltas))

@@ -45,7 +45,7 @@ class EventWriter(Protocol):
         ...
 
     def usage(self) -> bytes:
-        """The event that tells the usage at the end, or nothing if it was not asked for."""
+        """The event that tells usage and receipts at the end, or nothing if neither was asked for."""
         ...
 
 
@@ -72,10 +72,11 @@ class Envelope:
         return self._prefix + choice + self._suffix
 
     def usage(self) -> bytes:
-        """The event without choices that ends a stream with `include_usage`."""
-        if not self._include_usage:
-            return b""
-        return self._head + b',"choices":[],"usage":' + to_json(self._generation.usage.as_dict()) + b"}\n\n"
+        """The event without choices that ends a stream with `include_usage`, or with route receipts."""
+        fields = self._generation.receipt_fields()
+        if self._include_usage:
+            fields = {"usage": self._generation.usage.as_dict(), **fields}
+        return self._head + b',"choices":[],' + to_json(fields)[1:] + b"\n\n" if fields else b""
 
 
 async def write_events(

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from app.replica.block_log import BlockLog
-from app.replica.load import RateMeter, load_report
+from app.replica.load_reporter import LoadReporter
 from app.replica.stream_server import StreamServer
-from app.transport.messages import Draining, StepMessage, encode_draining, encode_load
+from app.transport.messages import Draining, StepMessage, encode_draining
 from engine.errors import EngineDeadError
 from engine.memory import BlockChanges
 from engine.outputs import EngineStats, SequenceOutput
@@ -22,8 +22,6 @@ from engine.request import EngineRequest
 
 logger = logging.getLogger("ray.serve")
 
-# Load leaves at most this often, and within this time of a change.
-_LOAD_INTERVAL_S = 0.005
 # How soon a failed engine is noticed.
 _WATCH_INTERVAL_S = 0.25
 # An ABORT can overtake its Serve call; so many per ingress are remembered.
@@ -38,15 +36,16 @@ class Engine(Protocol):
         on_step: Callable[[list[SequenceOutput]], None] | None = None,
         on_blocks: Callable[[BlockChanges], None] | None = None,
     ) -> None:
-        """Start the engine thread, which calls `on_step` once a step, and `on_blocks` before it if there are any."""
+        """Start the engine thread, which calls `on_step` once a step, outputs or none, and `on_blocks` before it if
+        there are any."""
         ...
 
     def add_request(self, request: EngineRequest) -> None:
         """Check and queue a request."""
         ...
 
-    def abort(self, request_id: str) -> None:
-        """End a request; unknown ids are no error."""
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """End a request, or one of its sequences; unknown ids are no error."""
         ...
 
     def stats(self) -> EngineStats:
@@ -76,6 +75,7 @@ class _Stream:
     ended: bool = False
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
+    waited_s: float = 0.0
     finish_reasons: dict[int, str] = field(default_factory=dict)
 
     def end(self) -> None:
@@ -110,13 +110,10 @@ class ReplicaService:
     def __init__(self, engine: Engine, server: StreamServer) -> None:
         self._engine = engine
         self._server = server
-        self._meter = RateMeter()
         self._blocks = BlockLog()
+        self._load = LoadReporter(engine.stats, server, self._blocks)
         self._streams: dict[str, _Stream] = {}
         self._aborts: dict[str, dict[int, None]] = {}
-        self._admissions: dict[str, list[tuple[int, int]]] = {}
-        self._load_due = False
-        self._reported: EngineStats | None = None
         self._dead: EngineDeadError | None = None
         self._closed = False
 
@@ -189,7 +186,7 @@ class ReplicaService:
             raise
         if stream.aborted:
             self._engine.abort(stream.key)
-        self._server.call_soon(self._admitted, stream, num_steps)
+        self._server.call_soon(self._load.admitted, stream.ingress_id, stream.attempt, num_steps)
 
     # On the engine thread
 
@@ -203,14 +200,13 @@ class ReplicaService:
 
     def subscribed(self, ingress_id: str) -> None:
         self._aborts[ingress_id] = {}
-        self._admissions[ingress_id] = []
-        self._send_load((ingress_id,))
+        self._load.subscribed(ingress_id)
         if self._dead is not None:
             self._server.send(ingress_id, encode_draining(Draining(0.0, str(self._dead))))
 
     def unsubscribed(self, ingress_id: str) -> None:
         del self._aborts[ingress_id]
-        del self._admissions[ingress_id]
+        self._load.unsubscribed(ingress_id)
         for stream in list(self._streams.values()):
             if stream.ingress_id == ingress_id:
                 stream.aborted = True
@@ -227,6 +223,11 @@ class ReplicaService:
                 stream.aborted = True
                 self._engine.abort(stream.key)
 
+    def stopped(self, ingress_id: str, attempt: int, index: int) -> None:
+        stream = self._streams.get(f"{ingress_id}/{attempt}")
+        if stream is not None:
+            self._engine.abort(stream.key, index)
+
     def synced(self, ingress_id: str, number: int) -> None:
         self._server.send(ingress_id, self._blocks.since(number))
 
@@ -236,7 +237,7 @@ class ReplicaService:
             self._server.send(ingress_id, frame)
 
     def _publish(self, outputs: list[SequenceOutput]) -> None:
-        """One step: one frame, and one write, for each ingress that has tokens in it."""
+        """One step: one frame, and one write, for each ingress that has tokens in it. A load that is due goes along."""
         messages: dict[str, StepMessage] = {}
         ended = []
         for output in outputs:
@@ -251,6 +252,10 @@ class ReplicaService:
                 output.num_cached_tokens = 0
             else:
                 stream.num_cached_tokens = output.num_cached_tokens
+            if output.waited_s == stream.waited_s:
+                output.waited_s = 0.0
+            else:
+                stream.waited_s = output.waited_s
             final_count = stream.num_output_tokens if output.request_finished else None
             message = messages.get(stream.ingress_id)
             if message is None:
@@ -259,43 +264,9 @@ class ReplicaService:
             if output.request_finished:
                 del self._streams[stream.key]
                 ended.append(stream)
-        for ingress_id, message in messages.items():
-            self._server.send(ingress_id, message.encode())
+        self._load.send_with({ingress_id: message.encode() for ingress_id, message in messages.items()})
         for stream in ended:
             stream.end()
-        self._schedule_load()
-
-    def _admitted(self, stream: _Stream, num_steps: int) -> None:
-        admissions = self._admissions.get(stream.ingress_id)
-        if admissions is not None:
-            admissions.append((num_steps, stream.attempt))
-        self._schedule_load()
-
-    def _schedule_load(self) -> None:
-        if not self._load_due:
-            self._load_due = True
-            self._server.call_later(_LOAD_INTERVAL_S, self._report_load)
-
-    def _report_load(self) -> None:
-        self._load_due = False
-        stats = self._engine.stats()
-        if stats is not self._reported:
-            self._reported = stats
-            self._meter.observe(stats, time.monotonic())
-            self._send_load(self._server.subscribers)
-        if self._streams:
-            # Steps that only compute prompts give no outputs, yet change the load.
-            self._schedule_load()
-
-    def _send_load(self, ingress_ids: Iterable[str]) -> None:
-        stats = self._engine.stats()
-        for ingress_id in ingress_ids:
-            pending = self._admissions[ingress_id]
-            # A step that began after the request came has taken it in.
-            admitted = tuple(attempt for num_steps, attempt in pending if stats.num_steps > num_steps)
-            self._admissions[ingress_id] = [entry for entry in pending if stats.num_steps <= entry[0]]
-            report = load_report(stats, self._meter, self._blocks.cache_age_s, admitted)
-            self._server.send(ingress_id, encode_load(report))
 
     def _announce(self, draining: Draining) -> None:
         frame = encode_draining(draining)

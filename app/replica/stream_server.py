@@ -14,7 +14,7 @@ from app.transport.connection import FrameConnection, Limits
 from app.transport.errors import FrameError, TransportError
 from app.transport.frames import Frame
 from app.transport.handshake import ServerHandshake
-from app.transport.messages import HEARTBEAT, Kind, decode_abort, decode_subscribe
+from app.transport.messages import HEARTBEAT, Kind, decode_abort, decode_stop, decode_subscribe
 
 logger = logging.getLogger("ray.serve")
 
@@ -32,6 +32,10 @@ class StreamListener(Protocol):
 
     def aborted(self, ingress_id: str, attempts: Iterable[int]) -> None:
         """An ingress has given up these attempts."""
+        ...
+
+    def stopped(self, ingress_id: str, attempt: int, index: int) -> None:
+        """An ingress needs no more of one sequence of an attempt."""
         ...
 
     def synced(self, ingress_id: str, number: int) -> None:
@@ -138,6 +142,8 @@ class StreamServer:
             self._subscribe(connection, decode_subscribe(frame))
         elif frame.kind == Kind.ABORT:
             self._listener.aborted(self._subscriber(connection, "ABORT"), decode_abort(frame))
+        elif frame.kind == Kind.STOP:
+            self._listener.stopped(self._subscriber(connection, "STOP"), *decode_stop(frame))
         elif frame.kind == Kind.SYNC:
             self._listener.synced(self._subscriber(connection, "SYNC"), decode_sync(frame))
         # Other kinds are a newer version's, or a PONG, whose arrival was all it had to say.

@@ -7,6 +7,7 @@
                         DRAINING   the replica will stop: move your requests within so many seconds
     ingress → replica   SUBSCRIBE  this ingress's id; the replica answers with its LOAD
                         ABORT      attempts whose reader has gone
+                        STOP       one sequence of an attempt has all that its reader wanted; the others go on
                         SYNC       the last BLOCKS that this ingress knows of; the replica sends what came after
                         PONG       answer to HEARTBEAT
 
@@ -42,6 +43,7 @@ class Kind(IntEnum):
     ABORT = 33
     PONG = 34
     SYNC = 35
+    STOP = 36
 
 
 class StepRow(NamedTuple):
@@ -72,7 +74,8 @@ class StepMessage:
 
     def add(self, attempt: int, output: SequenceOutput, final_count: int | None) -> None:
         """Append one output of the step."""
-        if final_count is not None or output.finish_reason or output.num_cached_tokens or output.logprobs:
+        is_first = output.num_cached_tokens or output.waited_s
+        if final_count is not None or output.finish_reason or is_first or output.logprobs:
             self.extras.append(
                 (
                     len(self.attempts),
@@ -81,6 +84,7 @@ class StepMessage:
                     output.num_cached_tokens,
                     final_count,
                     output.logprobs,
+                    output.waited_s,
                 )
             )
         self.attempts.append(attempt)
@@ -123,6 +127,8 @@ def _apply_extra(output: SequenceOutput, extra: tuple[Any, ...]) -> int | None:
     output.finish_reason = finish_reason
     output.stop_token_id = stop_token_id
     output.num_cached_tokens = num_cached_tokens
+    # Not sent by replicas of an older version.
+    output.waited_s = float(extra[6]) if len(extra) > 6 else 0.0
     output.request_finished = final_count is not None
     if logprobs is not None:
         output.logprobs = [TokenLogprobs(entry[0], tuple((t, p) for t, p in entry[1])) for entry in logprobs]
@@ -224,6 +230,19 @@ def decode_abort(frame: Frame) -> tuple[int, ...]:
     if not isinstance(attempts, tuple) or not all(type(attempt) is int for attempt in attempts):
         raise FrameError("malformed ABORT: an array of attempts expected")
     return attempts
+
+
+def encode_stop(attempt: int, index: int) -> bytes:
+    """The STOP frame."""
+    return encode_frame(Kind.STOP, attempt, index)
+
+
+def decode_stop(frame: Frame) -> tuple[int, int]:
+    """The attempt, and which of its sequences is to end. Raises FrameError."""
+    if len(frame.fields) < 2 or not all(type(field) is int for field in frame.fields[:2]):
+        raise FrameError("malformed STOP: an attempt and a sequence expected")
+    attempt, index = frame.fields[:2]
+    return attempt, index
 
 
 HEARTBEAT = encode_frame(Kind.HEARTBEAT)

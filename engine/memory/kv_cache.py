@@ -36,6 +36,9 @@ class KVCache(Protocol):
     def admit(self, group: SequenceGroup) -> int:
         """Give the group's trunk what it computes in; the leading tokens found in a cache."""
 
+    def num_cached_tokens(self, group: SequenceGroup) -> int:
+        """Leading tokens that `admit` would find in a cache now, as far as a cheap look can tell."""
+
     def allocate(self, seq: Sequence, root_hash: bytes, num_tokens: int) -> int:
         """Give a sequence without blocks all it needs for its first tokens; those found in a cache."""
 

@@ -85,6 +85,24 @@ class KVCacheManager:
         """`allocate` for the group's trunk."""
         return self.allocate(group.live_seqs[0], group.root_hash, group.fork_point)
 
+    def num_cached_tokens(self, group: SequenceGroup) -> int:
+        """What `admit` would find of a group without blocks. Looks on from where the last look ended, so that asking at
+        every step costs next to nothing."""
+        cache = self._pool.prefix_cache
+        if cache is None:
+            return 0
+        seq = group.live_seqs[0]
+        limit = (group.fork_point - 1) // self.config.block_size
+        self._hash(seq, group.root_hash, limit)
+        end = min(group.num_prefix_blocks, limit)
+        # A chain loses its end first.
+        while end > 0 and cache.find(seq.block_hashes[end - 1]) is None:
+            end -= 1
+        while end < limit and cache.find(seq.block_hashes[end]) is not None:
+            end += 1
+        group.num_prefix_blocks = end
+        return end * self.config.block_size
+
     def can_allocate(self, seq: Sequence, root_hash: bytes, num_tokens: int, num_spare: int = 0) -> bool:
         """Whether `allocate` would succeed and leave `num_spare` blocks free."""
         # Hits that another sequence holds cost nothing; hits that lie free must be taken like any other.

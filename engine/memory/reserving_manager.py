@@ -116,6 +116,10 @@ class ReservingManager:
         num_blocks = self.config.blocks_for(self.reserved_tokens(group))
         return self._pool.can_allocate(num_blocks, group.num_seats)
 
+    def num_cached_tokens(self, group: SequenceGroup) -> int:
+        """0: nothing is ever cached."""
+        return 0
+
     def admit(self, group: SequenceGroup) -> int:
         """Reserve the group's runs and give its trunk the first. The caller has checked `can_admit`.
 

@@ -315,3 +315,36 @@ def test_a_pool_that_cannot_hold_max_model_len_stops_the_start() -> None:
         make_engine(num_blocks=4096, max_model_len=5000)
     engine, _ = make_engine(num_blocks=16)
     assert engine.max_model_len == 64
+
+
+def test_the_load_counts_prompt_tokens_that_are_left_and_not_cached() -> None:
+    engine, _ = make_engine(max_num_batched_tokens=32, max_num_seqs=1)
+    shared = list(range(64))
+    engine.add_request(make_request("first", shared, max_tokens=40))
+    assert engine.stats().num_waiting_tokens == 64
+    engine.step()
+    # It runs, and half its prompt is still to come.
+    assert engine.stats().num_running == 1
+    assert engine.stats().num_waiting_tokens == 32
+    engine.step()
+    assert engine.stats().num_waiting_tokens == 0
+    # One that waits behind it, of whose prompt four blocks are cached.
+    engine.add_request(make_request("second", [*shared, 1, 2, 3], max_tokens=4))
+    assert engine.stats().num_waiting_tokens == 3
+    engine.add_request(make_request("third", [9, *shared], max_tokens=4))
+    assert engine.stats().num_waiting_tokens == 3 + 65
+    engine.abort("first")
+    engine.reset_prefix_cache()
+    assert engine.stats().num_waiting_tokens == 67 + 65
+    run_to_end(engine)
+    assert engine.stats().num_waiting_tokens == 0
+
+
+def test_outputs_say_how_long_their_request_waited() -> None:
+    engine, _ = make_engine(max_num_seqs=1)
+    engine.add_request(make_request("first", [1, 2], max_tokens=3))
+    engine.add_request(make_request("second", [3, 4], max_tokens=3))
+    first = engine.step()[0]
+    waited = [output.waited_s for _ in range(4) for output in engine.step() if output.request_id == "second"]
+    assert len(set(waited)) == 1
+    assert waited[0] > first.waited_s >= 0.0

@@ -10,7 +10,9 @@ from typing import Any
 import httpx2
 from starlette.applications import Starlette
 
+from app.balancer import RouteReceipt
 from app.ingress.client import ModelState
+from app.ingress.receipt import Receipt
 from engine.async_engine import AsyncLLMEngine
 from engine.errors import QuireError
 from engine.outputs import SequenceOutput, TokenLogprobs
@@ -29,6 +31,7 @@ class ScriptedClient:
         requests: all that came.
         num_yielded: outputs that were read.
         closed: generators that the reader closed before their end.
+        stopped: sequences that the reader had enough of.
     """
 
     def __init__(self, tokenizer: Tokenizer, *texts: str, num_cached_tokens: int = 0, step_s: float = 0.0) -> None:
@@ -44,11 +47,17 @@ class ScriptedClient:
         self.requests: list[EngineRequest] = []
         self.num_yielded = 0
         self.closed = 0
+        self.stopped: list[tuple[str, int]] = []
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[SequenceOutput], None]:
+    async def generate(
+        self, request: EngineRequest, receipt: Receipt | None = None
+    ) -> AsyncGenerator[list[SequenceOutput], None]:
         self.requests.append(request)
         if self.refusal is not None:
             raise self.refusal
+        if receipt is not None:
+            receipt.placed(RouteReceipt("replica-1", 16, 0.25, 0.5), 1)
+            receipt.cached_tokens, receipt.wait_s = self._num_cached_tokens, 0.125
         ended = False
         try:
             for step, outputs in enumerate(self._steps(request)):
@@ -60,6 +69,9 @@ class ScriptedClient:
                 yield outputs
         finally:
             self.closed += not ended
+
+    def stop(self, request_id: str, index: int) -> None:
+        self.stopped.append((request_id, index))
 
     async def wait_ready(self, timeout_s: float) -> bool:
         await asyncio.sleep(0 if self.ready else timeout_s)
@@ -104,7 +116,11 @@ class EngineClient:
         self._queues: dict[str, tuple[asyncio.AbstractEventLoop, asyncio.Queue[SequenceOutput]]] = {}
         engine.start(self._on_step)
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[SequenceOutput], None]:
+    async def generate(
+        self,
+        request: EngineRequest,
+        receipt: Receipt | None = None,  # noqa: ARG002 - there is one engine
+    ) -> AsyncGenerator[list[SequenceOutput], None]:
         queue: asyncio.Queue[SequenceOutput] = asyncio.Queue()
         self._queues[request.request_id] = (asyncio.get_running_loop(), queue)
         try:
@@ -119,6 +135,9 @@ class EngineClient:
         finally:
             del self._queues[request.request_id]
             self._engine.abort(request.request_id)
+
+    def stop(self, request_id: str, index: int) -> None:
+        self._engine.abort(request_id, index)
 
     async def wait_ready(self, timeout_s: float) -> bool:  # noqa: ARG002 - it is
         return True

@@ -8,8 +8,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.ingress.app import build_asgi_app
+from app.ingress.models import ModelRegistry, ServedModel
 from engine.tokenization import Tokenizer
-from tests.app.ingress.doubles import ScriptedClient, events
+from tests.app.ingress.doubles import ScriptedClient, events, http_client
 
 pytestmark = pytest.mark.anyio
 
@@ -132,3 +134,15 @@ async def test_unseeded_prompts_draw_differently(http: httpx2.AsyncClient, model
     await ask(http, ["a", "a"])
     first, second = model.requests
     assert first.sampling_params.seed != second.sampling_params.seed
+
+
+async def test_a_choice_that_meets_its_stop_string_is_stopped_on_the_engine(tokenizer: Tokenizer) -> None:
+    scripted = ScriptedClient(tokenizer, "one two three four five six", "seven eight")
+    registry = ModelRegistry([ServedModel("tiny", scripted, tokenizer, 2048)])
+    async with http_client(build_asgi_app(registry)) as http:
+        body = {"model": "tiny", "prompt": "a", "n": 2, "stop": " two", "max_tokens": 32}
+        choices = (await http.post("/v1/completions", json=body)).json()["choices"]
+    assert [choice["text"] for choice in choices] == ["one", "seven eight"]
+    assert [choice["stop_reason"] for choice in choices] == [" two", None]
+    # Told once, and of the one that the engine would have gone on with.
+    assert scripted.stopped == [(scripted.requests[0].request_id, 0)]

@@ -14,6 +14,7 @@ import pytest
 from app.balancer import Balancer, BookingGoneError
 from app.balancer.registry import ReplicaInfo, registry
 from app.ingress.prompt_chain import prompt_chain
+from app.ingress.receipt import Receipt
 from app.replica.block_log import BlockLog
 from app.transport.block_messages import decode_sync
 from app.transport.frames import Frame, FrameDecoder
@@ -24,6 +25,7 @@ from app.transport.messages import (
     LoadReport,
     StepMessage,
     decode_abort,
+    decode_stop,
     encode_draining,
     encode_load,
 )
@@ -38,7 +40,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-    from app.ingress.replica_client import ClientOptions, ReplicaSetClient
+    from app.ingress.attempt import ClientOptions
+    from app.ingress.replica_client import ReplicaSetClient
     from app.ingress.replica_links import Connector
 
 pytestmark = pytest.mark.anyio
@@ -242,7 +245,8 @@ class World:
 
     def assert_clean(self) -> None:
         assert self.balancer.num_bookings == 0
-        assert self.client._attempts == {}
+        assert len(self.client._attempts) == 0
+        assert self.client._journals == {}
 
 
 @pytest.fixture
@@ -702,3 +706,75 @@ async def test_a_reader_that_leaves_while_its_request_is_held_back() -> None:
     await world.client.close()
     world.fleet.publish()
     world.assert_clean()
+
+
+async def test_one_sequence_is_stopped_and_the_others_go_on(world: World) -> None:
+    request = make_request(n=2)
+    stream = world.client.generate(request)
+    reader = asyncio.get_running_loop().create_task(collect(stream))
+    replica, call = await world.fleet.first_call()
+    replica.step(call, index=0)
+    replica.step(call, index=1)
+    await asyncio.sleep(0.01)
+    world.client.stop("request", 0)
+    world.client.stop("request", 0)
+    assert [decode_stop(frame) for frame in replica.sent if frame.kind == Kind.STOP] == [(call.attempt, 0)]
+    message = StepMessage()
+    # The replica's word for it is "abort"; that is no sign that it gives the request up.
+    replica.add_to(message, call, count=0, finish="abort", index=0, ends=False)
+    replica.receive(message.encode())
+    replica.step(call, index=1, finish="length")
+    assert tokens_of(await reader, 1) == expected(request, 2, index=1)
+    assert len(world.fleet.calls) == 1
+    world.assert_clean()
+    world.client.stop("request", 1)
+
+
+async def test_a_stopped_sequence_does_not_go_on_elsewhere(world: World) -> None:
+    request = make_request(n=2)
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call()
+    replica.step(call, index=0)
+    replica.step(call, index=1)
+    await asyncio.sleep(0.01)
+    world.client.stop("request", 0)
+    replica.go_down()
+    other, second = await world.fleet.first_call(2)
+    assert [sequence.finished for sequence in second.request.resumed] == [True, False]
+    other.step(second, index=1, finish="length")
+    assert tokens_of(await reader, 1) == expected(request, 2, index=1)
+    world.assert_clean()
+
+
+async def test_a_receipt_says_what_was_expected_and_what_came(world: World) -> None:
+    request = EngineRequest("request", list(range(100)), SamplingParams(max_tokens=8, seed=7))
+    log = BlockLog()
+    log.add(BlockChanges(list(prompt_chain(request, "model", 16)), []))
+    world.fleet.replicas["b"].receive(log.since(0))
+    receipt = Receipt("request")
+    reader = asyncio.get_running_loop().create_task(collect(world.client.generate(request, receipt)))
+    replica, call = await world.fleet.first_call()
+    assert receipt.as_dict()["replica"] is None
+    message = StepMessage()
+    output = SequenceOutput("", 0, [token(request, 0, 0)], finish_reason="length", num_cached_tokens=80, waited_s=2.5)
+    message.add(call.attempt, output, 1)
+    replica.receive(message.encode())
+    await reader
+    assert (receipt.replica, receipt.num_attempts) == ("b", 1)
+    assert (receipt.expected_cached_tokens, receipt.cached_tokens) == (96, 80)
+    assert receipt.predicted_wait_s == 0.0
+    # The replica counts from the request's arrival in the ingress; its placement was a moment later.
+    assert receipt.wait_s == pytest.approx(2.5, abs=0.2)
+    assert receipt.as_dict()["predicted_cost_s"] is not None
+
+
+async def test_a_receipt_is_of_the_last_attempt(world: World) -> None:
+    receipt = Receipt("request")
+    reader = asyncio.get_running_loop().create_task(collect(world.client.generate(make_request(), receipt)))
+    replica, call = await world.fleet.first_call()
+    replica.step(call)
+    replica.go_down()
+    other, second = await world.fleet.first_call(2)
+    other.step(second, finish="length")
+    await reader
+    assert (receipt.replica, receipt.num_attempts) == (other.name, 2)

@@ -14,6 +14,7 @@ from starlette.types import Message
 from app.ingress.app import build_asgi_app
 from app.ingress.models import ModelRegistry, ServedModel
 from app.ingress.pacing import Pacer
+from app.ingress.receipt import Receipt
 from app.ingress.request_journal import RequestJournal
 from app.ingress.settings import HttpSettings
 from engine.errors import EngineDeadError
@@ -64,9 +65,13 @@ class Queued:
 
     def __init__(self, client: ScriptedClient) -> None:
         self._client = client
-        self.wait_ready, self.state = client.wait_ready, client.state
+        self.wait_ready, self.state, self.stop = client.wait_ready, client.state, client.stop
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[list[SequenceOutput], None]:
+    async def generate(
+        self,
+        request: EngineRequest,
+        receipt: Receipt | None = None,  # noqa: ARG002 - nobody asks for one
+    ) -> AsyncGenerator[list[SequenceOutput], None]:
         journal = RequestJournal(request, 10_000)
         feeding = asyncio.ensure_future(self._feed(journal, request))
         finished = False

@@ -14,7 +14,16 @@ from app.replica.service import ReplicaService
 from app.replica.stream_server import StreamServer
 from app.transport.frames import Frame
 from app.transport.link import Endpoint, Link, ReplicaLink
-from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_step, encode_abort
+from app.transport.messages import (
+    Kind,
+    LoadReport,
+    StepRow,
+    decode_draining,
+    decode_load,
+    decode_step,
+    encode_abort,
+    encode_stop,
+)
 from engine.errors import EngineDeadError, PromptTooLongError
 from engine.memory import BlockChanges
 from engine.outputs import EngineStats, SequenceOutput
@@ -37,6 +46,7 @@ class HandDrivenEngine:
     def __init__(self) -> None:
         self.requests: dict[str, EngineRequest] = {}
         self.aborted: list[str] = []
+        self.stopped: list[tuple[str, int]] = []
         self.dead: EngineDeadError | None = None
         self.shut_down = False
         self._stats = EngineStats(100, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -58,7 +68,10 @@ class HandDrivenEngine:
         assert request.request_id not in self.requests
         self.requests[request.request_id] = request
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        if index is not None:
+            self.stopped.append((request_id, index))
+            return
         self.aborted.append(request_id)
         if request_id in self.requests:
             self.step((request_id, [], "abort"))
@@ -102,9 +115,11 @@ class Ingress:
     def steps(self) -> list[list[StepRow]]:
         return [decode_step(frame) for frame in self.frames if frame.kind == Kind.STEP]
 
+    def loads(self) -> list[LoadReport]:
+        return [decode_load(frame) for frame in self.frames if frame.kind == Kind.LOAD]
+
     def admitted(self) -> list[int]:
-        loads = [decode_load(frame) for frame in self.frames if frame.kind == Kind.LOAD]
-        return [attempt for load in loads for attempt in load.admitted]
+        return [attempt for load in self.loads() for attempt in load.admitted]
 
 
 class World:
@@ -278,3 +293,16 @@ async def test_on_step_costs_the_engine_microseconds(world: World) -> None:
         world.service._on_step(outputs)
         times.append(time.perf_counter() - began)
     assert sorted(times)[100] < 200e-6
+
+
+async def test_one_sequence_is_stopped_and_the_request_goes_on(world: World) -> None:
+    ingress = await world.connect("ingress")
+    call = world.call("ingress", 1)
+    await until(lambda: world.engine.requests)
+    world.ingresses["ingress"][1].send(encode_stop(1, 2) + encode_stop(99, 0))
+    await until(lambda: world.engine.stopped)
+    assert world.engine.stopped == [("ingress/1", 2)]
+    assert not call.done()
+    world.engine.step(("ingress/1", [1], "length"))
+    assert (await call)["finish_reasons"] == ["length"]
+    assert ingress.down is False

@@ -38,6 +38,9 @@ class Ingresses:
     def aborted(self, ingress_id: str, attempts: Iterable[int]) -> None:
         self.events.append(("aborted", ingress_id, *attempts))
 
+    def stopped(self, ingress_id: str, attempt: int, index: int) -> None:
+        self.events.append(("stopped", ingress_id, attempt, index))
+
     def synced(self, ingress_id: str, number: int) -> None:
         self.events.append(("synced", ingress_id, number))
 

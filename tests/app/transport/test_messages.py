@@ -15,10 +15,12 @@ from app.transport.messages import (
     decode_draining,
     decode_load,
     decode_step,
+    decode_stop,
     decode_subscribe,
     encode_abort,
     encode_draining,
     encode_load,
+    encode_stop,
     encode_subscribe,
 )
 from engine.outputs import SequenceOutput, TokenLogprobs
@@ -111,3 +113,22 @@ def test_small_messages_round_trip() -> None:
             decode_subscribe(parse(broken))
     with pytest.raises(FrameError):
         decode_draining(parse(encode_frame(Kind.DRAINING, "soon")))
+
+
+def test_a_stop_names_one_sequence() -> None:
+    assert decode_stop(parse(encode_stop(7, 2))) == (7, 2)
+    for fields in ((), (1,), ("1", 2), (1, None)):
+        with pytest.raises(FrameError, match="malformed STOP"):
+            decode_stop(parse(encode_frame(Kind.STOP, *fields)))
+
+
+def test_how_long_a_request_waited_comes_with_its_first_tokens() -> None:
+    message = StepMessage()
+    message.add(1, SequenceOutput("", 0, [5], waited_s=0.25), None)
+    message.add(2, SequenceOutput("", 0, [6]), None)
+    frame = parse(message.encode())
+    assert [row.output.waited_s for row in decode_step(frame)] == [0.25, 0.0]
+    # A replica of an older version does not send it.
+    *columns, extras = frame.fields
+    older = parse(encode_frame(Kind.STEP, *columns, [extra[:6] for extra in extras]))
+    assert [row.output.waited_s for row in decode_step(older)] == [0.0, 0.0]

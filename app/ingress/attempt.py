@@ -1,0 +1,47 @@
+"""One submission of a request to a replica, and the bounds that all of a client's have."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from app.ingress.request_journal import RequestJournal
+
+
+class ClientOptions(NamedTuple):
+    """Bounds of a ReplicaSetClient.
+
+    Attributes:
+        max_attempts: failures of replicas under one request before it fails; being drained is none.
+        max_unread_tokens: tokens of one request that wait for a late reader.
+        placement_timeout_s: how long a request waits for a replica, a cold start included.
+        final_record_s: how long after its Serve call has returned a request waits for its last tokens.
+        expected_output_tokens: what a request is taken to produce, if its `max_tokens` allows.
+        scales_to_zero: no replicas are no failure; the first request starts one.
+    """
+
+    max_attempts: int = 4
+    max_unread_tokens: int = 32768
+    placement_timeout_s: float = 600.0
+    final_record_s: float = 5.0
+    expected_output_tokens: int = 128
+    scales_to_zero: bool = False
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One submission. `num_received` is compared with the final record's count; `waited_s` is the request's age when
+    its call went out."""
+
+    number: int
+    journal: RequestJournal
+    context: contextvars.Context
+    num_failures: int
+    excluded: frozenset[str]
+    response: Any = None
+    task: asyncio.Task[None] | None = None
+    num_received: int = 0
+    prompt_computed: bool = False
+    waited_s: float = 0.0

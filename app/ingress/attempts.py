@@ -1,0 +1,306 @@
+"""Attempts: submissions of requests to replicas, each from its booking to its end.
+
+The life of an attempt, which is one submission of a request to one replica:
+
+    book with the balancer → register → Serve call ──────────────┐ refused by the engine → the reader gets the error
+                                 │                               │ replica dead, gone, engine failed → next attempt
+                                 └→ tokens on the socket ────────┤ line lost, drained → next attempt
+                                                                 └→ final record on the socket → finished
+
+Only the final record on the socket finishes a request. The Serve call exists so that Serve counts, cancels and drains
+it; its reply is at most a reason to expect that record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from app.balancer import Balancer, RequestCost
+from app.ingress.attempt import Attempt, ClientOptions
+from app.ingress.call_errors import classify
+from app.ingress.held_requests import HeldRequests
+from app.ingress.prompt_chain import prompt_chain
+from app.ingress.replica_links import ReplicaLinks
+from app.ingress.request_journal import RequestJournal
+from app.transport.errors import FrameError
+from app.transport.messages import StepRow, encode_abort, encode_stop
+from engine.errors import EngineDeadError, OverloadedError, QuireError
+from engine.request import EngineRequest
+
+logger = logging.getLogger("ray.serve")
+
+
+class Attempts:
+    """All attempts of one client that are under way. All on one event loop.
+
+    Args:
+        client_id: names the client to replicas and to the request router.
+    """
+
+    def __init__(
+        self, model_id: str, client_id: str, balancer: Balancer, links: ReplicaLinks, options: ClientOptions
+    ) -> None:
+        self._model_id = model_id
+        self._client_id = client_id
+        self._balancer = balancer
+        self._links = links
+        self._options = options
+        self._held = HeldRequests(balancer, self._send_on)
+        self._attempts: dict[int, Attempt] = {}
+        self._numbers = itertools.count(1)
+        self._generate: Any = None
+
+    def __len__(self) -> int:
+        return len(self._attempts)
+
+    def call_by(self, generate: Any) -> None:
+        """The handle's method that calls a replica; before the first `submit`."""
+        self._generate = generate
+
+    def submit(self, journal: RequestJournal) -> None:
+        """Begin a request, in the context of the HTTP request that runs now."""
+        # Later attempts begin in callbacks of sockets; Serve must still see this request's context in their calls.
+        self._submit(journal, contextvars.copy_context())
+
+    def leave(self, journal: RequestJournal) -> None:
+        """The request's reader has gone."""
+        attempt = self._attempts.get(journal.attempt)
+        if attempt is not None:
+            self._give_up(attempt)
+
+    def stop(self, journal: RequestJournal, index: int) -> None:
+        """The reader needs no more of one sequence: its replica ends it, and so would any other."""
+        attempt = self._attempts.get(journal.attempt)
+        if attempt is None or not journal.stop(index):
+            return
+        at = self._balancer.replica_of(attempt.number)
+        if at is not None:
+            self._links.send(at, encode_stop(attempt.number, index))
+
+    def expire(self) -> None:
+        """Move what no replica has confirmed for too long."""
+        for attempt in self._found(self._balancer.expire()):
+            self._fail_over(attempt, "no replica has confirmed it")
+
+    def close(self) -> None:
+        """End all of them with an error."""
+        self._held.close()
+        for attempt in list(self._attempts.values()):
+            self._end_with(attempt, EngineDeadError("the ingress is shutting down"))
+
+    # What the links tell
+
+    def stepped(self, rows: Iterable[StepRow]) -> None:
+        """A step's tokens. Rows of attempts that were given up are dropped here."""
+        attempts = self._attempts
+        for row in rows:
+            attempt = attempts.get(row.attempt)
+            if attempt is not None:
+                self._take(attempt, row)
+
+    def lost(self, numbers: Iterable[int], reason: str) -> None:
+        """Their replica has gone."""
+        for attempt in self._found(numbers):
+            self._fail_over(attempt, reason)
+
+    def leaving(self, numbers: Iterable[int], reason: str, *, only_waiting: bool) -> None:
+        """Their replica leaves, but is well."""
+        for attempt in self._found(numbers):
+            if not (only_waiting and attempt.num_received):
+                self._resubmit(attempt, reason, attempt.num_failures, attempt.excluded)
+
+    def _found(self, numbers: Iterable[int]) -> list[Attempt]:
+        return [self._attempts[number] for number in numbers if number in self._attempts]
+
+    # Booking
+
+    def _submit(
+        self,
+        journal: RequestJournal,
+        context: contextvars.Context,
+        num_failures: int = 0,
+        excluded: frozenset[str] = frozenset(),
+    ) -> None:
+        attempt = Attempt(next(self._numbers), journal, context, num_failures, excluded)
+        request = journal.resumed_request()
+        # Registered before the call: its first token may be here before the call knows that it was accepted.
+        journal.attempt = attempt.number
+        journal.num_attempts += 1
+        self._attempts[attempt.number] = attempt
+        placement = self._balancer.book(attempt.number, self._cost(request), excluded)
+        if placement.held:
+            self._held.watch()
+        else:
+            self._start_call(attempt, request)
+
+    def _cost(self, request: EngineRequest) -> RequestCost:
+        params = request.sampling_params
+        produced = sum(len(sequence.token_ids) for sequence in request.resumed)
+        expected = self._options.expected_output_tokens
+        if params.max_tokens is not None:
+            expected = min(expected, params.max_tokens)
+        num_tokens = len(request.prompt_token_ids) + produced
+        hashing = self._links.hashing
+        if hashing is None:
+            return RequestCost(num_tokens, expected, params.n)
+        fingerprint, block_size = hashing
+        chain = prompt_chain(request, fingerprint, block_size)
+        return RequestCost(num_tokens, expected, params.n, chain, block_size)
+
+    # Calling
+
+    def _send_on(self, number: int) -> None:
+        """What was held back has a replica now."""
+        attempt = self._attempts.get(number)
+        if attempt is not None:
+            self._start_call(attempt, attempt.journal.resumed_request())
+
+    def _start_call(self, attempt: Attempt, request: EngineRequest) -> None:
+        attempt.task = asyncio.get_running_loop().create_task(
+            self._call(attempt, request), name=f"call {request.request_id}", context=attempt.context
+        )
+
+    async def _call(self, attempt: Attempt, request: EngineRequest) -> None:
+        """The Serve call of an attempt, from its start to its reply or failure."""
+        attempt.waited_s = time.monotonic() - attempt.journal.began_s
+        timeout = self._later(self._options.placement_timeout_s, self._check_placed, attempt)
+        try:
+            attempt.response = self._generate.remote(
+                request, ingress_id=self._client_id, attempt=attempt.number, waited_s=attempt.waited_s
+            )
+            await attempt.response
+        except asyncio.CancelledError:
+            # By us, and then the attempt is gone; or by Serve, which cancels the calls of an HTTP request that ends.
+            if self._is_current(attempt):
+                self._end_with(attempt, EngineDeadError("the request's call was cancelled"))
+        except Exception as error:
+            if self._is_current(attempt):
+                self._call_failed(attempt, error)
+        else:
+            if self._is_current(attempt):
+                # The last tokens travel another road and may come later, but not much.
+                self._later(self._options.final_record_s, self._check_final, attempt)
+        finally:
+            timeout.cancel()
+
+    def _later(self, delay_s: float, check: Callable[[Attempt], None], attempt: Attempt) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(delay_s, check, attempt)
+
+    def _is_current(self, attempt: Attempt) -> bool:
+        return self._attempts.get(attempt.number) is attempt
+
+    def _check_placed(self, attempt: Attempt) -> None:
+        if self._is_current(attempt) and self._balancer.replica_of(attempt.number) is None:
+            waited_s = self._options.placement_timeout_s
+            self._end_with(attempt, EngineDeadError(f"no replica of {self._model_id} was ready within {waited_s:g} s"))
+
+    def _check_final(self, attempt: Attempt) -> None:
+        if self._is_current(attempt):
+            self._fail_over(attempt, "its final record did not come")
+
+    def _call_failed(self, attempt: Attempt, error: Exception) -> None:
+        failure = classify(error)
+        at = self._balancer.replica_of(attempt.number)
+        elsewhere = at is not None and self._balancer.has_alternative(at)
+        if failure.verdict == "outage" or (failure.verdict == "overload" and elsewhere):
+            self._fail_over(attempt, str(failure.error), at)
+        else:
+            if type(failure.error) is QuireError:
+                logger.error("Model %s: a replica failed a request", self._model_id, exc_info=error)
+            self._end_with(attempt, failure.error)
+
+    # Tokens
+
+    def _take(self, attempt: Attempt, row: StepRow) -> None:
+        output, journal = row.output, attempt.journal
+        if not 0 <= output.index < journal.request.sampling_params.n:
+            raise FrameError(f"STEP names sequence {output.index} of {journal.request.sampling_params.n}")
+        attempt.num_received += len(output.token_ids)
+        if not attempt.prompt_computed:
+            self._began(attempt, row)
+        if output.finish_reason == "abort" and not journal.is_stopped(output.index):
+            # Not asked for by us, or the attempt would be gone: the replica stops.
+            self._resubmit(attempt, "the replica gave it up", attempt.num_failures, attempt.excluded)
+        elif output.finish_reason == "error":
+            self._fail_over(attempt, "the engine failed", self._balancer.replica_of(attempt.number))
+        else:
+            try:
+                journal.add(output)
+            except OverloadedError as error:
+                self._end_with(attempt, error)
+                return
+            if row.final_count is not None:
+                self._complete(attempt, row.final_count)
+
+    def _began(self, attempt: Attempt, row: StepRow) -> None:
+        """The first tokens: the prompt has been computed."""
+        attempt.prompt_computed = True
+        self._balancer.computed(attempt.number)
+        receipt = attempt.journal.receipt
+        if receipt is not None:
+            receipt.placed(self._balancer.receipt(attempt.number), attempt.journal.num_attempts)
+            receipt.cached_tokens = row.output.num_cached_tokens
+            receipt.wait_s = max(0.0, row.output.waited_s - attempt.waited_s)
+
+    # Ends
+
+    def _complete(self, attempt: Attempt, final_count: int) -> None:
+        if attempt.num_received != final_count:
+            request_id = attempt.journal.request.request_id
+            message = f"request {request_id}: {attempt.num_received} tokens came, the replica sent {final_count}"
+            self._end_with(attempt, QuireError(message))
+            return
+        # The call returns on its own; nothing waits for it.
+        self._forget(attempt)
+        attempt.journal.finish()
+
+    def _fail_over(self, attempt: Attempt, reason: str, failed_replica: str | None = None) -> None:
+        """Go on elsewhere after a failure, unless there were too many."""
+        num_failures = attempt.num_failures + 1
+        if num_failures >= self._options.max_attempts:
+            request_id = attempt.journal.request.request_id
+            message = f"request {request_id} failed on {num_failures} replicas, the last time: {reason}"
+            self._end_with(attempt, EngineDeadError(message))
+            return
+        excluded = attempt.excluded if failed_replica is None else attempt.excluded | {failed_replica}
+        self._resubmit(attempt, reason, num_failures, excluded)
+
+    def _resubmit(self, attempt: Attempt, reason: str, num_failures: int, excluded: frozenset[str]) -> None:
+        journal = attempt.journal
+        self._give_up(attempt)
+        if journal.sequences_finished:
+            journal.finish()
+            return
+        logger.info(
+            "Request %s goes on elsewhere after %d tokens: %s", journal.request.request_id, journal.num_tokens, reason
+        )
+        self._submit(journal, attempt.context, num_failures, excluded)
+
+    def _end_with(self, attempt: Attempt, error: QuireError) -> None:
+        self._give_up(attempt)
+        attempt.journal.fail(error)
+
+    def _give_up(self, attempt: Attempt) -> None:
+        """Abort an attempt on its replica, by both roads: the socket is the faster, the call the surer."""
+        at = self._balancer.replica_of(attempt.number)
+        self._forget(attempt)
+        if at is not None:
+            self._links.send(at, encode_abort((attempt.number,)))
+        if attempt.response is not None:
+            try:
+                attempt.response.cancel()
+            except Exception as error:
+                # Serve raises here what the call had failed with; it is over either way.
+                logger.debug("cancelling a call that had failed: %s", error)
+        if attempt.task is not None and not attempt.task.done():
+            attempt.task.cancel()
+
+    def _forget(self, attempt: Attempt) -> None:
+        self._attempts.pop(attempt.number, None)
+        self._balancer.release(attempt.number)

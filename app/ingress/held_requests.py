@@ -1,0 +1,47 @@
+"""Requests that the balancer holds back until a replica comes free: looked at when one may have, and then sent on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from app.balancer import Balancer
+
+# A replica may come free sooner than foreseen, and is noticed within this.
+_LONGEST_S = 0.02
+# Looks follow one another no faster.
+_SHORTEST_S = 0.001
+
+
+class HeldRequests:
+    """A timer that runs while something is held. All on one event loop.
+
+    Args:
+        send: called with each booking that has a replica now.
+    """
+
+    def __init__(self, balancer: Balancer, send: Callable[[int], None]) -> None:
+        self._balancer = balancer
+        self._send = send
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def watch(self) -> None:
+        """Something may be held."""
+        delay_s = self._balancer.next_dispatch_s()
+        if self._timer is None and delay_s is not None and not self._closed:
+            delay_s = min(max(delay_s, _SHORTEST_S), _LONGEST_S)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._dispatch)
+
+    def close(self) -> None:
+        """Look no more."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _dispatch(self) -> None:
+        self._timer = None
+        for number in self._balancer.dispatch():
+            self._send(number)
+        self.watch()
