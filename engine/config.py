@@ -85,7 +85,8 @@ class EngineConfig:
             ("reference", "cpu", "cuda", "triton").
         tensor_parallel_size: ranks, each a process with a device of its own, that hold the model together.
         batch_invariant: a sequence's tokens do not depend on what else runs, on its chunks or on preemptions: on a GPU
-            by Triton kernels that sum in one order whatever the batch, at a cost. The native CPU engine always is so.
+            by attention in fixed splits and Triton products that sum in one order whatever the batch, at a cost. The
+            native CPU engine always is so.
         seed: base seed of requests that bring none.
     """
 

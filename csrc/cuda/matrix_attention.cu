@@ -10,6 +10,9 @@ namespace {
 
 constexpr const char* kName = "paged_attention";
 
+// Of partial results of prompts: more rows than fit are computed one launch after another.
+constexpr int64_t kMaxPartialBytes = int64_t{32} << 20;
+
 // Counts the workspace's parts, each 16-byte aligned, and places them once there is a base.
 class Workspace {
 public:
@@ -78,8 +81,13 @@ int plan_prefills(const QuirePagedAttentionParams& p, MatrixPlan* plan, Workspac
                   p.max_seq_len, p.split_tokens);
     args.split_tokens = splits.tokens;
     args.num_splits = splits.count;
+    args.single_rows = p.max_query_len <= 1;
+    args.rows_at_once = p.num_tokens;
     if (splits.count > 1) {
-        const int64_t results = int64_t{splits.count} * p.num_tokens * p.num_heads;
+        const int64_t row_bytes = int64_t{splits.count} * p.num_heads * (p.head_dim + 1) * int64_t{sizeof(float)};
+        const int64_t rows = kMaxPartialBytes / row_bytes;
+        args.rows_at_once = static_cast<int32_t>(rows < 1 ? 1 : rows < p.num_tokens ? rows : p.num_tokens);
+        const int64_t results = int64_t{splits.count} * args.rows_at_once * p.num_heads;
         args.partial_out = workspace->floats(results * p.head_dim);
         args.partial_lse = workspace->floats(results);
     }
@@ -112,9 +120,11 @@ int launch_decode_part(const QuirePagedAttentionParams& p, const MatrixPlan& pla
     return launch_merge_shares(args, plan.vectors, plan.heads, stream);
 }
 
-int launch_prefill_part(const QuirePagedAttentionParams& p, const MatrixPlan& plan, cudaStream_t stream) {
-    const PrefillArguments& args = plan.prefills;
-    const int64_t tiles = attention_ctas(args, 16 * plan.warps);
+int launch_prefill_rows(const QuirePagedAttentionParams& p, const MatrixPlan& plan, int first_row, cudaStream_t stream) {
+    PrefillArguments args = plan.prefills;
+    args.first_row = first_row;
+    args.end_row = p.num_tokens - first_row > args.rows_at_once ? first_row + args.rows_at_once : p.num_tokens;
+    const int64_t tiles = tiles_of_rows(args, 16 * plan.warps);
     QUIRE_REQUIRE(tiles <= INT32_MAX, "%s: %lld tiles of query rows exceed 2^31 - 1", kName,
                   static_cast<long long>(tiles));
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.num_kv_heads),
@@ -123,6 +133,13 @@ int launch_prefill_part(const QuirePagedAttentionParams& p, const MatrixPlan& pl
         p.dtype, [&](auto zero) { return launch_prefills<decltype(zero)>(args, plan.warps, grid, stream); });
     if (status || args.num_splits == 1) return status;
     return launch_merge_splits(args, stream);
+}
+
+int launch_prefill_part(const QuirePagedAttentionParams& p, const MatrixPlan& plan, cudaStream_t stream) {
+    for (int64_t row = 0; row < p.num_tokens; row += plan.prefills.rows_at_once) {
+        if (int status = launch_prefill_rows(p, plan, static_cast<int>(row), stream)) return status;
+    }
+    return QUIRE_OK;
 }
 
 }  // namespace

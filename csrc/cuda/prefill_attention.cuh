@@ -199,12 +199,14 @@ __device__ __forceinline__ void write_vectors(const PrefillArguments& args, cons
         total += __shfl_xor_sync(kFullWarp, total, 2);
         const int vector = first_vector + lane / 4 + 8 * i;
         if (vector >= vectors.count) continue;
+        const int row = vectors.row(vector);
+        if (row < args.first_row || row >= args.end_row) continue;  // another launch's
         const RowSplits splits = splits_of(args, attention.position[i]);
         if (split < splits.first || split > splits.last) continue;
         const float inverse = 1.0f / total;
-        const int64_t index =
-            static_cast<int64_t>(vectors.row(vector)) * args.num_heads + vectors.head(vector, kv_head);
+        const int head = vectors.head(vector, kv_head);
         if (splits.first == splits.last) {
+            const int64_t index = static_cast<int64_t>(row) * args.num_heads + head;
             uint32_t* const out = reinterpret_cast<uint32_t*>(static_cast<typename Tile::Element*>(args.out) +
                                                               index * Tile::kHeadDim) +
                                   lane % 4;
@@ -214,7 +216,7 @@ __device__ __forceinline__ void write_vectors(const PrefillArguments& args, cons
                                                                attention.output[c][2 * i + 1] * inverse);
             }
         } else {
-            const int64_t place = static_cast<int64_t>(split) * args.num_tokens * args.num_heads + index;
+            const int64_t place = partial_row(args, split, row) + head;
             if (lane % 4 == 0) args.partial_lse[place] = attention.maximum[i] + log2f(total);
             float* const out = args.partial_out + place * Tile::kHeadDim + 2 * (lane % 4);
 #pragma unroll
@@ -299,7 +301,7 @@ __global__ void __launch_bounds__(Tile::kThreads) prefill_attention_kernel(Prefi
     const int warp = threadIdx.x / kWarpSize, lane = threadIdx.x % kWarpSize;
     const int kv_head = blockIdx.y, split = blockIdx.z;
     // The last tiles of a prompt see most: they start first.
-    const QueryVectors vectors = find_vectors<Tile::kVectors>(args, gridDim.x - 1 - blockIdx.x);
+    const QueryVectors vectors = find_tile<Tile::kVectors>(args, gridDim.x - 1 - blockIdx.x);
     if (vectors.count <= 0) return;
     if (vectors.seq == args.num_seqs) {
         if (!args.skips_decodes && split == 0) clear_rows<Tile>(args, vectors, kv_head);

@@ -51,7 +51,9 @@ class TorchWorker(Worker):
         self._kv_dtype = self._dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
         num_threads = config.num_threads or max(1, num_available_cores() // parallel.num_local_ranks - 1)
         torch.set_num_threads(num_threads)
-        self._kernels = select_backend(config.kernels, self._device.type, num_threads, config.batch_invariant)
+        self._kernels = select_backend(
+            config.kernels, self._device.type, num_threads, config.batch_invariant, model_config.head_dim
+        )
         self._communicator = None
         if parallel.is_parallel:
             self._communicator = TorchCommunicator(parallel, self._device, cancellation)

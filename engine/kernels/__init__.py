@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 _DEVICES = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 
-def select_backend(name: str, device: str, num_threads: int, batch_invariant: bool = False) -> KernelBackend:
+def select_backend(
+    name: str, device: str, num_threads: int, batch_invariant: bool = False, head_dim: int | None = None
+) -> KernelBackend:
     """The kernels to run on a device. Libraries, Triton and torch are loaded only when asked for here.
 
     Args:
@@ -22,9 +24,9 @@ def select_backend(name: str, device: str, num_threads: int, batch_invariant: bo
             Triton's without it, and without either, as on a CPU without its library, the reference.
         device: "cpu" or "cuda", with or without an index.
         num_threads: threads of one CPU call.
-        batch_invariant: a row's results must be the same bits whatever its batch. On a GPU only Triton's products are,
-            and Triton then computes all operations: the CUDA library's invariant attention is not joined with them
-            yet, so that tokens are drawn on the host.
+        batch_invariant: a row's results must be the same bits whatever its batch. On a GPU only Triton's products are;
+            the CUDA library, where it was built, then computes all but them, and Triton all without it.
+        head_dim: of the model, so that "auto" does not take kernels without its size; None if any will do.
 
     Raises:
         ConfigError: an unknown name, kernels of another device, or kernels that are asked for by name, or for
@@ -37,9 +39,9 @@ def select_backend(name: str, device: str, num_threads: int, batch_invariant: bo
         raise ConfigError(f"kernels={name!r} must be one of auto, reference, {', '.join(_DEVICES)}")
     if batch_invariant:
         _check_batch_invariant(name, device_type)
-        name = "triton"
+        return _build_invariant(name, num_threads, head_dim)
     if name == "auto":
-        return _select_automatically(device_type, num_threads)
+        return _select_automatically(device_type, num_threads, head_dim)
     if name == "reference":
         from engine.kernels.reference import ReferenceBackend
 
@@ -49,12 +51,14 @@ def select_backend(name: str, device: str, num_threads: int, batch_invariant: bo
     return _build(name, num_threads, batch_invariant)
 
 
-def _select_automatically(device_type: str, num_threads: int) -> KernelBackend:
+def _select_automatically(device_type: str, num_threads: int, head_dim: int | None) -> KernelBackend:
     from engine.kernels.library import KernelsUnavailableError
     from engine.kernels.reference import ReferenceBackend
 
     for name in (name for name, its_device in _DEVICES.items() if its_device == device_type):
         try:
+            if name == "cuda":
+                _check_head_dim(head_dim)
             return _build(name, num_threads, batch_invariant=False)
         except KernelsUnavailableError as error:
             logger.warning("doing without kernels=%s: %s", name, error)
@@ -68,8 +72,35 @@ def _check_batch_invariant(name: str, device_type: str) -> None:
             "batch_invariant=True on a CPU needs the native engine (kernels='native', or 'auto' and its library): "
             "torch's products depend on the number of rows"
         )
-    if name not in ("auto", "triton"):
-        raise ConfigError(f"batch_invariant=True needs kernels='triton' or 'auto' on a GPU, not {name!r}")
+    if name not in ("auto", "cuda", "triton"):
+        raise ConfigError(f"batch_invariant=True needs kernels='auto', 'cuda' or 'triton' on a GPU, not {name!r}")
+
+
+def _check_head_dim(head_dim: int | None) -> None:
+    from engine.kernels.cuda import HEAD_DIMS
+    from engine.kernels.library import KernelsUnavailableError
+
+    if head_dim is not None and head_dim not in HEAD_DIMS:
+        raise KernelsUnavailableError(f"the cuda kernels have no head_dim={head_dim}, only {sorted(HEAD_DIMS)}")
+
+
+def _build_invariant(name: str, num_threads: int, head_dim: int | None) -> KernelBackend:
+    """Triton's kernels, and unless they alone are asked for, the CUDA library's beside them."""
+    from engine.kernels.library import KernelsUnavailableError
+
+    triton = _build("triton", num_threads, batch_invariant=True)
+    if name == "triton":
+        return triton
+    from engine.kernels.invariant import InvariantCudaBackend
+
+    try:
+        _check_head_dim(head_dim)
+        return InvariantCudaBackend(triton)
+    except KernelsUnavailableError as error:
+        if name == "cuda":
+            raise
+        logger.warning("computing with Triton alone, and drawing tokens on the host: %s", error)
+    return triton
 
 
 def _build(name: str, num_threads: int, batch_invariant: bool) -> KernelBackend:

@@ -56,6 +56,11 @@ class KernelBackend(Protocol):
         """Add x into residual in place, then return RMSNorm of residual. Both `[num_tokens, dim]`."""
         ...
 
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        """`(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias` over the last dimension. x: `[num_tokens, dim]`; a
+        new tensor."""
+        ...
+
     def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """`silu(gate) * up` for `gate_up = [num_tokens, 2 * dim]`, gate first; returns `[num_tokens, dim]`."""
         ...

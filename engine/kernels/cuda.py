@@ -10,6 +10,7 @@ from engine.kernels.gpu import find_gpu
 from engine.kernels.library import KernelsUnavailableError, load_library
 from engine.kernels.native import NativeBackend
 
+HEAD_DIMS = frozenset({64, 80, 96, 128, 256})  # of paged attention
 INVARIANT_SPLIT_TOKENS = 2048  # long enough that few rows have partial results to merge
 
 

@@ -29,6 +29,9 @@ class ReferenceBackend:
         residual.copy_(_widen(residual) + _widen(x))
         return self.rms_norm(residual, weight, eps)
 
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        return functional.layer_norm(x, weight.shape, weight, bias, eps)
+
     def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         gate, up = _widen(gate_up).chunk(2, dim=-1)
         return (functional.silu(gate) * up).to(gate_up.dtype)

@@ -141,6 +141,26 @@ def test_with_fixed_splits_a_row_is_bitwise_the_same_alone_in_a_batch_and_in_chu
                 assert torch.equal(part, whole[starts[seq] + first : starts[seq] + last]), (seq, first, last)
 
 
+@pytest.mark.parametrize(
+    "lengths", [((9, 130), (1, 100), (10, 70)), ((1, 70),) * 7 + ((1, 200), (1, 30)) * 4], ids=["mixed", "decodes"]
+)
+def test_partial_results_take_bounded_memory(emulated: Kernels, lengths: tuple[tuple[int, int], ...]) -> None:
+    """Seven rows a launch, as the longest sequence there may be has 64 splits here; and the bits of a row alone."""
+    kernels = Kernels(EmulatedBackend(emulated.native.library.path, split_tokens=64), "cpu")
+    batch = make_batch(lengths, heads=(64, 1), head_dim=256, dtype=torch.bfloat16)
+    tables = torch.full((len(lengths), 256), 1 << 30, dtype=torch.int32)
+    tables[:, : batch.metadata.block_tables.shape[1]] = batch.metadata.block_tables
+    metadata = batch.metadata._replace(block_tables=tables, max_seq_len=4096)
+    whole = kernels.attend(dataclasses.replace(batch, metadata=metadata))
+    assert isinstance(kernels.backend, EmulatedBackend)
+    assert 28 << 20 < kernels.backend._workspace.nbytes <= 32 << 20
+    assert_attends(whole, batch.exact())
+    starts = batch.metadata.query_start_loc.tolist()
+    for seq, (num_rows, _) in enumerate(lengths):
+        alone = kernels.attend(batch.only(seq, 0, num_rows))
+        assert torch.equal(alone, whole[starts[seq] : starts[seq + 1]]), seq
+
+
 def test_the_same_batch_gives_the_same_bits(kernels: Kernels) -> None:
     batch = make_batch(MIXED, heads=(8, 2), head_dim=128, dtype=torch.bfloat16)
     first = kernels.attend(batch)

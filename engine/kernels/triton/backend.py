@@ -9,8 +9,10 @@ from torch.nn import functional
 from engine.kernels.backend import AttentionMetadata
 from engine.kernels.checks import TensorChecks, check_num_rows
 from engine.kernels.gpu import find_gpu
+from engine.kernels.library import KernelError
 from engine.kernels.triton.attention import PagedAttention
 from engine.kernels.triton.copy_blocks import launch_copy_blocks
+from engine.kernels.triton.layer_norm import launch_layer_norm
 from engine.kernels.triton.matmul import launch_matmul
 from engine.kernels.triton.rms_norm import launch_rms_norm
 from engine.kernels.triton.rotate_and_cache import launch_rotate_and_cache
@@ -56,6 +58,14 @@ class TritonBackend(TensorChecks):
     def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         self.check_norm(x, weight, residual)
         return launch_rms_norm(x.unsqueeze(1), residual, weight, eps).view(x.shape)
+
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        self.check("x", x, x.dtype, ndim=2)
+        for what, vector in (("weight", weight), ("bias", bias)):
+            self.check(what, vector, x.dtype, ndim=1)
+            if vector.shape[0] != x.shape[1]:
+                raise KernelError(f"{what} has {vector.shape[0]} elements, x has rows of {x.shape[1]}")
+        return launch_layer_norm(x, weight, bias, eps)
 
     def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         self.check_gate_up(gate_up)

@@ -72,6 +72,9 @@ class InterpretedBackend:
     def add_rms_norm(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return self._call("add_rms_norm", x, residual, weight, eps)
 
+    def layer_norm(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+        return self._call("layer_norm", x, weight, bias, eps)
+
     def silu_and_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         return self._call("silu_and_mul", gate_up)
 

@@ -37,12 +37,30 @@ def test_rms_norm_of_heads_inside_a_fused_projection(triton: InterpretedBackend)
     assert_rounds_to(out, reference.rms_norm(heads.double(), weight.double(), EPS))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", DIMS)
+def test_layer_norm(triton: InterpretedBackend, dim: int, dtype: torch.dtype) -> None:
+    """Also of rows far from zero, whose variance is small beside their mean."""
+    torch.manual_seed(dim)
+    x = (torch.randn(3, dim) + torch.tensor([[0.0], [3.0], [100.0]])).to(dtype)
+    weight, bias = torch.randn(dim).to(dtype), torch.randn(dim).to(dtype)
+    exact = reference.layer_norm(x.double(), weight.double(), bias.double(), EPS)
+    assert_rounds_to(triton.layer_norm(x, weight, bias, EPS), exact, slack=1e-4)
+
+
+def test_layer_norm_refuses_vectors_of_another_length(triton: InterpretedBackend) -> None:
+    x, weight = torch.randn(2, 8), torch.randn(8)
+    with pytest.raises(KernelError, match="bias has 7 elements, x has rows of 8"):
+        triton.layer_norm(x, weight, torch.randn(7), EPS)
+
+
 def test_a_row_is_normed_bitwise_the_same_alone_and_in_a_batch(invariant: InterpretedBackend) -> None:
     torch.manual_seed(0)
-    x, weight = torch.randn(9, 576), torch.randn(576)
-    whole = invariant.rms_norm(x, weight, EPS)
-    for row in range(9):
-        assert torch.equal(invariant.rms_norm(x[row : row + 1], weight, EPS), whole[row : row + 1])
+    x, weight, bias = torch.randn(9, 576), torch.randn(576), torch.randn(576)
+    whole, centered = invariant.rms_norm(x, weight, EPS), invariant.layer_norm(x, weight, bias, EPS)
+    for row in (slice(row, row + 1) for row in range(9)):
+        assert torch.equal(invariant.rms_norm(x[row], weight, EPS), whole[row])
+        assert torch.equal(invariant.layer_norm(x[row], weight, bias, EPS), centered[row])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

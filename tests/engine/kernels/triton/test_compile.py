@@ -14,6 +14,7 @@ from engine.kernels.triton import matmul
 from engine.kernels.triton.attention import DOT_TYPES
 from engine.kernels.triton.attention_plan import AttentionShape, pad_dim, plan_attention
 from engine.kernels.triton.copy_blocks import copy_blocks_kernel
+from engine.kernels.triton.layer_norm import layer_norm_kernel
 from engine.kernels.triton.paged_attention import merge_kernel, paged_attention_kernel
 from engine.kernels.triton.rms_norm import rms_norm_kernel
 from engine.kernels.triton.rotate_and_cache import rotate_and_cache_kernel
@@ -108,6 +109,11 @@ def test_the_other_kernels(capability: int, tmp_path: Path) -> None:
             rms_norm_kernel,
             {**floats(dtype, "out", "x", "residual", "weight"), "eps": "fp32"},
             {"DIM": 4096, "PADDED_DIM": 4096, "ADD": True},
+        ),
+        (
+            layer_norm_kernel,
+            {**floats(dtype, "out", "x", "weight", "bias"), "eps": "fp32"},
+            {"DIM": 5120, "PADDED_DIM": 8192},
         ),
         (silu_and_mul_kernel, floats(dtype, "out", "gate_up"), {"COLUMNS": 1024}),
         (copy_blocks_kernel, {"pool": "*i64", "pairs": "*i64"}, {"WORDS": 512}),
