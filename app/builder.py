@@ -8,7 +8,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve import Application, Deployment
-from ray.serve.config import RequestRouterConfig
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from app.config import (
     INGRESS,
@@ -23,12 +23,16 @@ from app.config import (
     engine_deployment_name,
 )
 from app.ingress.deployment import Ingress
+from app.replica.anchor import ModelAnchor
 from app.replica.deployment import EngineReplica
 from app.replica.placement import placement_options, rank_bundles
 from app.replica.supply import check_supply, cluster_supply
 
 # By name: the router is then imported where it runs.
 REQUEST_ROUTER = "app.balancer.router:BookedRequestRouter"
+
+# The root of a model's own application.
+ANCHOR = "Model"
 
 # Requests beyond what an engine runs at once wait in its own queue, which knows their cost; Serve's knows nothing.
 _ONGOING_PER_SEQUENCE = 8
@@ -51,7 +55,13 @@ def build(args: AppArgs | dict[str, Any]) -> Application:
 def build_model(args: ModelAppArgs | dict[str, Any]) -> Application:
     """An application that is one model: its engine deployment, for an ingress of another application."""
     args = args if isinstance(args, ModelAppArgs) else ModelAppArgs.from_dict(args)
-    return _engine_deployment(args.model, engine_deployment_name(args.model.id))
+    anchor = _deployment(ModelAnchor).options(
+        name=ANCHOR,
+        autoscaling_config=AutoscalingConfig(min_replicas=0, initial_replicas=0, max_replicas=1),
+        ray_actor_options={"num_cpus": 0},
+    )
+    application: Application = anchor.bind(_engine_deployment(args.model, engine_deployment_name(args.model.id)))
+    return application
 
 
 def build_ingress(args: IngressAppArgs | dict[str, Any]) -> Application:

@@ -114,11 +114,27 @@ def test_splits_reach_the_ingress_by_user_config() -> None:
 
 def test_an_application_for_each_model_and_one_for_the_ingress() -> None:
     engine = built({"model": model("org/a", deployment={"num_replicas": 2})}, build_model)
-    assert engine.ingress_deployment_name == "engine-org-a", "where the ingress's handle looks for it"
-    assert deployments(engine)["engine-org-a"].num_replicas == 2
+    assert deployments(engine)["engine-org-a"].num_replicas == 2, "where the ingress's handle looks for it"
     ingress = built({"ingress": {"num_replicas": 3}}, build_ingress)
     assert set(deployments(ingress)) == {"Ingress"}
     assert deployments(ingress)["Ingress"].num_replicas == 3
+
+
+def test_a_models_own_application_has_a_root_without_replicas() -> None:
+    app = built({"model": model("a")}, build_model)
+    root = deployments(app)[app.ingress_deployment_name]
+    assert root.name not in ("engine-a", "Ingress")
+    scaling = root._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.initial_replicas) == (0, 0)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_builds_behind_haproxy(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve refuses a request router of one's own at an application's root then: production.yaml once had one there."""
+    monkeypatch.setattr("ray.serve._private.build_app.RAY_SERVE_ENABLE_HA_PROXY", True)
+    for application in ServeDeploySchema.model_validate(yaml.safe_load(path.read_text())).applications:
+        app = built(application.args, getattr(app_builder, application.import_path.partition(":")[2]))
+        assert len(deployments(app)) >= 1
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
