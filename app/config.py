@@ -124,7 +124,7 @@ class ModelArgs(Args):
 
     Attributes:
         id: the `model` that requests name.
-        source: where its weights are: a folder, `package:NAME`, `dummy:NAME`.
+        source: where its weights are: a folder, `package:NAME`, `s3://BUCKET/PREFIX`, `hf:ORG/NAME`, `dummy:NAME`.
         engine: engine options, checked with EngineConfig.
         balancer: how requests are spread over its replicas.
         aliases: further names that requests may use.

@@ -34,7 +34,7 @@ def build_engine(
         ConfigError: the options contradict the checkpoint or the machine.
         CommunicatorError: another rank did not come, or died.
     """
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, progress)
     model_config = checkpoint.model_config()
     wanted_len = min(config.max_model_len or model_config.max_position_embeddings, model_config.max_position_embeddings)
     executor = _start_executor(model, checkpoint, config, wanted_len, progress, launcher)
@@ -75,7 +75,7 @@ def load_worker(setup: RankSetup, cancellation: Cancellation, progress: Progress
         if progress is not None:
             progress(what, done, total)
 
-    checkpoint = open_checkpoint(setup.model)
+    checkpoint = open_checkpoint(setup.model, checked)
     model_config = _bounded(checkpoint.model_config(), setup.max_model_len)
     return create_worker(
         checkpoint, model_config, setup.config, checked, parallel=setup.group, cancellation=cancellation

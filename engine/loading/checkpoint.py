@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from engine.loading.stored_tensor import ByteArray, StoredTensor
-from engine.loading.tensor_part import CheckpointTensor
+from engine.loading.tensor_part import CheckpointTensor, TensorPart
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -62,6 +62,17 @@ class Checkpoint(ABC):
         """Each weight once, as its file holds it. Unlike `weights()`, needs no torch where a file has the bytes."""
         for name, tensor in self.weights():
             yield StoredTensor(name, tuple(tensor.shape), _TYPE_NAMES[str(tensor.dtype)], _bytes_of(tensor))
+
+    def weight_types(self) -> set[str]:
+        """Types of `stored_tensors()`, without their bytes where a header has them."""
+        return {tensor.type for tensor in self.stored_tensors()}
+
+    def prefetch(self, part_of: Callable[[str], TensorPart | None]) -> None:  # noqa: B027  # nothing to do by default
+        """Fetch at once what `tensors()` will be asked for, where its files do not lie on this node.
+
+        Args:
+            part_of: the part that will be read of a tensor by its stored name; None is all of it.
+        """
 
     @property
     @abstractmethod

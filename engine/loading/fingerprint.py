@@ -18,6 +18,16 @@ class Span(NamedTuple):
     num_bytes: int
 
 
+def sampled_ranges(spans: Sequence[Span]) -> list[range]:
+    """The bytes of a file that `content_fingerprint` reads."""
+    return [range(span.start + start, span.start + stop) for span in spans for start, stop in _samples(span)]
+
+
+def _samples(span: Span) -> list[tuple[int, int]]:
+    """Head and middle, as offsets in the tensor."""
+    return [(start, min(start + _SAMPLE_BYTES, span.num_bytes)) for start in (0, span.num_bytes // 2)]
+
+
 def content_fingerprint(headers: Iterable[bytes], files: Iterable[tuple[Path, Sequence[Span]]]) -> str:
     """Digest of headers and of the head and the middle of every tensor: 32 hex digits.
 
@@ -32,7 +42,7 @@ def content_fingerprint(headers: Iterable[bytes], files: Iterable[tuple[Path, Se
         with path.open("rb") as file:
             for span in spans:
                 digest.update(f"{span.name}:{span.num_bytes};".encode())
-                for offset in (0, span.num_bytes // 2):
-                    file.seek(span.start + offset)
-                    digest.update(file.read(min(_SAMPLE_BYTES, span.num_bytes - offset)))
+                for start, stop in _samples(span):
+                    file.seek(span.start + start)
+                    digest.update(file.read(stop - start))
     return digest.hexdigest()[:32]

@@ -12,6 +12,7 @@ import numpy as np
 from engine.errors import ModelLoadError
 from engine.int32_buffer import Int32Array
 from engine.loading.checkpoint import Checkpoint
+from engine.loading.file_supply import LOCAL, FileSupply
 from engine.loading.fingerprint import content_fingerprint
 from engine.loading.gguf_config import ROPE_FACTORS, hf_weight_name, read_gguf_config
 from engine.loading.gguf_reader import GGUFFile, GGUFTensor
@@ -30,9 +31,10 @@ _STORED_BYTES = {"F16": 2, "BF16": 2}  # per element as yielded; everything else
 class GGUFCheckpoint(Checkpoint):
     """A GGUF file of the Llama family or of Gemma 3. Quantised weights are dequantised to float32."""
 
-    def __init__(self, source: str, path: Path) -> None:
+    def __init__(self, source: str, path: Path, supply: FileSupply = LOCAL) -> None:
         super().__init__(source, name=path.stem)
         self.path = path
+        self._supply = supply
 
     def model_config(self) -> ModelConfig:
         return read_gguf_config(self._file, self.fingerprint)
@@ -112,7 +114,9 @@ class GGUFCheckpoint(Checkpoint):
 
     @cached_property
     def _file(self) -> GGUFFile:
-        return GGUFFile(self.path)
+        # Whole: where a header ends shows only once it is read.
+        self._supply.fetch({self.path: None})
+        return GGUFFile(self.path, self._supply.name_of(self.path))
 
 
 def _half_split_order(num_heads: int, head_dim: int) -> Int32Array:

@@ -81,20 +81,22 @@ class GGUFFile:
     Attributes:
         metadata: scalars as Python numbers, strings as str, arrays as lists.
         tensors: by name, in the file's order.
+        name: what errors call it.
         data: the whole file, mapped copy-on-write.
         header: the bytes of metadata and tensor descriptions.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         self.path = path
+        self.name = name or str(path)
         try:
             with path.open("rb") as file:
                 # Copy-on-write pages count as writable, which torch asks of a buffer; nothing writes to them.
                 self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
-            raise ModelLoadError(f"{path}: no such file") from None
+            raise ModelLoadError(f"{self.name}: no such file") from None
         except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-            raise ModelLoadError(f"{path}: {error}") from error
+            raise ModelLoadError(f"{self.name}: {error}") from error
         cursor = _Cursor(self.data)
         try:
             num_tensors, num_fields = self._read_preamble(cursor)
@@ -104,9 +106,11 @@ class GGUFFile:
                 self.metadata[name] = cursor.value(cursor.scalar(_U32))
             infos = [self._read_tensor(cursor) for _ in range(num_tensors)]
         except _EndOfFileError:
-            raise ModelLoadError(f"{path}: truncated: its header runs past the end at byte {len(self.data)}") from None
+            raise ModelLoadError(
+                f"{self.name}: truncated: its header runs past the end at byte {len(self.data)}"
+            ) from None
         except (ValueError, OverflowError) as error:
-            raise ModelLoadError(f"{path}: corrupt header near byte {cursor.offset}: {error}") from error
+            raise ModelLoadError(f"{self.name}: corrupt header near byte {cursor.offset}: {error}") from error
         self.header = self.data[: cursor.offset]
         self.tensors = self._place(infos, cursor.offset)
 
@@ -118,14 +122,14 @@ class GGUFFile:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return kind(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ModelLoadError(f"{self.path}: metadata {key}={value!r} is not of type {kind.__name__}")
+            raise ModelLoadError(f"{self.name}: metadata {key}={value!r} is not of type {kind.__name__}")
         return value
 
     def required(self, key: str, kind: type[_T]) -> _T:
         """As `get`, but a missing key is a ModelLoadError."""
         value = self.get(key, kind)
         if value is None:
-            raise ModelLoadError(f"{self.path}: metadata {key} is missing")
+            raise ModelLoadError(f"{self.name}: metadata {key} is missing")
         return value
 
     def spans(self) -> list[Span]:
@@ -134,11 +138,11 @@ class GGUFFile:
 
     def _read_preamble(self, cursor: _Cursor) -> tuple[int, int]:
         if self.data[:4] != b"GGUF":
-            raise ModelLoadError(f"{self.path}: not a GGUF file: it starts with {self.data[:4]!r}")
+            raise ModelLoadError(f"{self.name}: not a GGUF file: it starts with {self.data[:4]!r}")
         cursor.offset = 4
         version = cursor.scalar(_U32)
         if version not in (2, 3):
-            raise UnsupportedModelError(f"{self.path}: GGUF version {version} (or byte order)", ["2", "3"])
+            raise UnsupportedModelError(f"{self.name}: GGUF version {version} (or byte order)", ["2", "3"])
         return cursor.scalar(_U64), cursor.scalar(_U64)
 
     def _read_tensor(self, cursor: _Cursor) -> GGUFTensor:
@@ -151,7 +155,7 @@ class GGUFFile:
         type_id = cursor.scalar(_U32)
         start = cursor.scalar(_U64)
         if type_id not in TENSOR_TYPES:
-            what = f"{self.path}: type {_OTHER_TYPES.get(type_id, type_id)} of tensor {name}"
+            what = f"{self.name}: type {_OTHER_TYPES.get(type_id, type_id)} of tensor {name}"
             raise UnsupportedModelError(what, [known.name for known in TENSOR_TYPES.values()])
         tensor_type = TENSOR_TYPES[type_id]
         if not shape or shape[-1] % tensor_type.block_size:
@@ -163,7 +167,7 @@ class GGUFFile:
         alignment = self.get("general.alignment", int)
         alignment = 32 if alignment is None else alignment
         if alignment < 1 or alignment & (alignment - 1):
-            raise ModelLoadError(f"{self.path}: metadata general.alignment={alignment} must be a power of two")
+            raise ModelLoadError(f"{self.name}: metadata general.alignment={alignment} must be a power of two")
         data_start = -(-header_end // alignment) * alignment
         tensors: dict[str, GGUFTensor] = {}
         for info in infos:
@@ -171,10 +175,10 @@ class GGUFFile:
             end = tensor.start + tensor.num_bytes
             if end > len(self.data):
                 raise ModelLoadError(
-                    f"{self.path}: truncated: tensor {tensor.name} ends at byte {end}, the file at {len(self.data)}"
+                    f"{self.name}: truncated: tensor {tensor.name} ends at byte {end}, the file at {len(self.data)}"
                 )
             if tensor.name in tensors:
-                raise ModelLoadError(f"{self.path}: tensor {tensor.name} occurs twice")
+                raise ModelLoadError(f"{self.name}: tensor {tensor.name} occurs twice")
             tensors[tensor.name] = tensor
         return tensors
 

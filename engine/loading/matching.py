@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 from engine.errors import ModelLoadError
@@ -14,6 +14,11 @@ class _Shaped(Protocol):
 
 
 _T = TypeVar("_T", bound=_Shaped)
+
+
+def model_name(stored_name: str, wanted: Container[str], unused: Container[str], base_model_prefix: str) -> str:
+    """What the model calls a stored tensor: checkpoints of the bare decoder lack the module that holds it."""
+    return stored_name if stored_name in wanted or stored_name in unused else f"{base_model_prefix}.{stored_name}"
 
 
 def match_tensors(
@@ -37,7 +42,7 @@ def match_tensors(
     """
     pending = dict(wanted)
     for stored_name, tensor in tensors:
-        name = stored_name if stored_name in wanted or stored_name in unused else f"{base_model_prefix}.{stored_name}"
+        name = model_name(stored_name, wanted, unused, base_model_prefix)
         if name in unused:
             yield name, None
             continue

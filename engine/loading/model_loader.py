@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from engine.loading.checkpoint import Checkpoint
-from engine.loading.matching import match_tensors
+from engine.loading.matching import match_tensors, model_name
+from engine.loading.tensor_part import TensorPart
 from engine.model_config import ModelConfig
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def load_model(
     targets = model.weight_targets()
     shapes = {name: target.shape for name, target in targets.items()}
     num_bytes, total = 0.0, checkpoint.num_weight_bytes
+
+    def part_of(stored_name: str) -> TensorPart | None:
+        target = targets.get(model_name(stored_name, shapes, model.unused_weights, model.base_model_prefix))
+        return TensorPart(0, ()) if target is None else target.part
+
+    checkpoint.prefetch(part_of)
     matched = match_tensors(
         checkpoint.source,
         config.architecture,

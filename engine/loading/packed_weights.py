@@ -14,6 +14,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -26,7 +27,7 @@ from engine.kernels.library import KernelLibrary
 from engine.loading.checkpoint import Checkpoint
 from engine.loading.decoder_weights import DecoderWeights, MatrixSlot, VectorSlot, decoder_weights
 from engine.loading.matching import match_tensors
-from engine.loading.node_cache import cache_folder, make_once
+from engine.loading.node_cache import CachedFile, cache_folder, make_once, reserve
 from engine.loading.stored_tensor import ByteArray, FloatArray, StoredTensor
 from engine.model_config import ModelConfig
 from engine.parallel import DecoderShard
@@ -85,10 +86,14 @@ class PackedWeights:
     Attributes:
         matrices, vectors: by the keys of `decoder_weights`.
         shared: they lie in a file that other processes map too.
+
+    Args:
+        file: of the node's cache, in use as long as this object lives.
     """
 
-    def __init__(self, memory: mmap.mmap, shared: bool) -> None:
-        self.shared = shared
+    def __init__(self, memory: mmap.mmap, file: CachedFile | None = None) -> None:
+        self._file = file
+        self.shared = file is not None
         buffer = np.frombuffer(memory, dtype=np.uint8)
         header_bytes = int(buffer[:8].view(np.uint64)[0])
         header = json.loads(bytes(buffer[8 : 8 + header_bytes]))
@@ -123,20 +128,19 @@ def load_packed_weights(
     """
     packer = _Packer(checkpoint, decoder_weights(config, shard), policy, library, num_threads, progress)
     try:
-        path = make_once(_cache_path(checkpoint, policy, shard), packer.write)
-        with path.open("rb") as file:
-            return PackedWeights(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), shared=True)
+        cached = make_once(_cache_path(checkpoint, policy, shard), partial(packer.write, reserve=reserve))
+        return PackedWeights(mmap.mmap(cached.fd, 0, access=mmap.ACCESS_READ), cached)
     except OSError as error:
         logger.warning("the packed weights cannot be shared with other processes of this node: %s", error)
     with os.fdopen(os.memfd_create("quire-weights"), "w+b") as file:  # pages, so aligned like the mapped file
         packer.write(file)
         file.flush()
-        return PackedWeights(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), shared=False)
+        return PackedWeights(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def has_quantized_weights(checkpoint: Checkpoint) -> bool:
     """Whether `quantization: native` differs from "none"."""
-    return any(tensor.type in _NATIVE_TYPES for tensor in checkpoint.stored_tensors())
+    return not checkpoint.weight_types().isdisjoint(_NATIVE_TYPES)
 
 
 def _cache_path(checkpoint: Checkpoint, policy: WeightPolicy, shard: DecoderShard | None) -> Path:
@@ -171,10 +175,12 @@ class _Packer:
         self._num_threads = num_threads
         self._progress = progress
 
-    def write(self, file: BinaryIO) -> None:
-        """Pack all weights, in the order of the table."""
+    def write(self, file: BinaryIO, reserve: Callable[[int, list[range]], None] | None = None) -> None:
+        """Pack all weights, in the order of the table. `reserve` is told the file's size before anything is written."""
         tensors = self._read()
         entries, header = self._lay_out(tensors)
+        if reserve is not None:
+            reserve(file.fileno(), [range(max((entry.offset + entry.bytes for entry in entries), default=0))])
         file.write(len(header).to_bytes(8, "little") + header)
         written = 8 + len(header)
         total = sum(entry.bytes for entry in entries)

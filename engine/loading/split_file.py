@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 
 from engine.errors import ModelLoadError
 from engine.loading.fingerprint import Span, content_fingerprint
-from engine.loading.node_cache import cache_folder, make_once
+from engine.loading.node_cache import CachedFile, cache_folder, make_once, reserve
 
 _CHUNK_BYTES = 1 << 20
 _PART = re.compile(r"(?P<name>.+\.gguf)\.part(?P<number>\d+)")
@@ -38,8 +38,8 @@ class SplitFile(NamedTuple):
     sha256: str | None
     absent: list[str]
 
-    def join(self) -> Path:
-        """The whole file, in the node's cache: made by the first who asks, by content, so that copies are one.
+    def join(self) -> CachedFile:
+        """The whole file, in use, in the node's cache: made by the first who asks, by content, so that copies are one.
 
         Raises:
             ModelLoadError: it is not what SHA256SUMS says, or the cache cannot be written.
@@ -55,6 +55,7 @@ class SplitFile(NamedTuple):
             ) from error
 
     def _write(self, whole: BinaryIO) -> None:
+        reserve(whole.fileno(), [range(sum(part.stat().st_size for part in self.parts))])
         digest = hashlib.sha256()
         for part in self.parts:
             with part.open("rb") as file:

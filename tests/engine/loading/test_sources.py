@@ -46,8 +46,9 @@ def test_a_config_beside_one_gguf_file_only_describes_it(tmp_path: Path) -> None
         ("package:no_such_package_here", "not installed; run: pip install no-such-package-here"),
         ("package:os.path", "is not the name of a top-level Python package"),
         ("package:string", "is a module, not a package"),
-        ("s3://bucket/prefix", "s3: sources are not available in this version"),
-        ("hf:org/name", "hf: sources are not available in this version"),
+        ("s3:///prefix", "expected s3://bucket/prefix"),
+        ("s3:bucket", "expected s3://bucket/prefix"),
+        ("hf:name", "expected hf:org/name"),
         ("dummy:no-such-shape", "neither a file nor one of gemma-3-1b, gemma-3-270m, gpt2"),
     ],
 )
