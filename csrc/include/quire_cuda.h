@@ -59,6 +59,37 @@ typedef struct QuireSampleParams {
     int32_t reserved;       /* 0 */
 } QuireSampleParams;
 
+/* What is changed of one logit of a row before a token is drawn from it, as engine/decoding/penalties.py changes it. */
+typedef struct QuireAdjustment {
+    int32_t token_id; /* each once in a row */
+    int32_t count;    /* of the token in the output so far: frequency and presence penalties, if above 0 */
+    int32_t seen;     /* 0 or 1: in prompt or output, for the repetition penalty */
+    float bias;       /* added last; -infinity bans the token */
+} QuireAdjustment;
+
+typedef struct QuireAdjustedRow {
+    double frequency_penalty;
+    double presence_penalty;
+    float repetition_penalty; /* above 0 */
+    int32_t first;            /* of the row's adjustments */
+    int32_t num_adjustments;
+    int32_t awaited; /* the draw whose token is the output's last, not yet in the adjustments; -1: they are complete */
+} QuireAdjustedRow;
+
+typedef struct QuireAdjustLogitsParams {
+    uint32_t size;
+    uint32_t abi_version;
+    float* logits;                      /* [num_rows, vocab_size], changed in place */
+    const QuireAdjustedRow* rows;       /* [num_rows] */
+    const QuireAdjustment* adjustments; /* of all rows, one after another */
+    const QuireDrawn* drawn;            /* of the step before, for awaited tokens; or NULL */
+    void* stream;
+    int32_t num_rows;
+    int32_t vocab_size;
+    int32_t num_threads; /* 0 */
+    int32_t reserved;    /* 0 */
+} QuireAdjustLogitsParams;
+
 /* How blocks move between device and host. */
 typedef enum QuireSwapMethod {
     QUIRE_SWAP_COPY_ENGINE = 0, /* one batched copy; takes no multiprocessor from what computes meanwhile */
@@ -85,6 +116,7 @@ typedef struct QuireSwapBlocksParams {
 } QuireSwapBlocksParams;
 
 QUIRE_API int quire_sample(const QuireSampleParams* params);
+QUIRE_API int quire_adjust_logits(const QuireAdjustLogitsParams* params);
 QUIRE_API int quire_swap_blocks(const QuireSwapBlocksParams* params);
 
 #ifdef __cplusplus

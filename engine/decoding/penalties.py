@@ -16,6 +16,14 @@ def changes_logits(request: SampleRequest) -> bool:
     return bool(params.logit_bias) or params.has_penalties or _too_short(request)
 
 
+def banned_tokens(request: SampleRequest, eos_token_ids: SequenceOf[int]) -> list[int]:
+    """What cannot be drawn: tokens that would end the sequence before `min_tokens`."""
+    params = request.sampling_params
+    if not _too_short(request):
+        return []
+    return [*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)]
+
+
 def _too_short(request: SampleRequest) -> bool:
     return request.position - request.num_prompt_tokens < request.sampling_params.min_tokens
 
@@ -41,7 +49,5 @@ def apply_biases_and_penalties(
         shaped[drawn] -= (params.frequency_penalty * counts + params.presence_penalty).astype(np.float32)
     for token_id, bias in params.logit_bias.items():
         shaped[token_id] += bias
-    if _too_short(request):
-        banned = [*params.stop_token_ids, *(() if params.ignore_eos else eos_token_ids)]
-        shaped[banned] = -np.inf
+    shaped[banned_tokens(request, eos_token_ids)] = -np.inf
     return shaped

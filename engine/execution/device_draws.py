@@ -13,7 +13,8 @@ from engine.decoding.beam_search import num_candidates
 from engine.decoding.penalties import changes_logits
 from engine.decoding.sampler import Sampler, continuations, most_likely
 from engine.execution.executor import PendingStep
-from engine.execution.pinned import PinnedPair, copy_to_host
+from engine.execution.logit_adjustments import adjustments_of
+from engine.execution.pinned import PinnedPair, copy_to_device, copy_to_host
 from engine.kernels.cuda_abi import CANDIDATE, DRAW, DRAWN, MAX_CANDIDATES, ONE
 from engine.kernels.cuda_only import CudaOnlyKernels
 from engine.scheduling import BeamCandidate, BeamCandidates, SampledToken, SampleRequest, SamplerOutput
@@ -25,8 +26,9 @@ _COLDEST = 1e-30  # temperatures below it are as good as greedy, and their inver
 class DeviceDraws:
     """Draws a step's tokens, and puts them where the next step wants them.
 
-    Draws whose logits the host has to change first (penalties, biases) take the way over the host; their sequences are
-    never scheduled ahead, so nobody misses the tokens here.
+    Logits that penalties or biases change are copied and changed on the device first; log-probabilities are those of
+    the logits as they came. Searches for more candidates than the device lists take the way over the host; they are
+    never scheduled ahead, so nobody misses their tokens here.
 
     Args:
         max_draws: of one step.
@@ -39,11 +41,13 @@ class DeviceDraws:
         self._eos_token_ids = tuple(eos_token_ids)
         self._sampler = Sampler(eos_token_ids)
         self._device = device
-        self._draws = PinnedPair((max_draws, DRAW.itemsize), torch.uint8, device)
-        self._drawn = torch.zeros((max_draws, DRAWN.itemsize), dtype=torch.uint8, device=device)
+        # Twice: a draw from changed logits may come with one that reports of the logits as they were.
+        self._draws = PinnedPair((2 * max_draws, DRAW.itemsize), torch.uint8, device)
+        self._drawn = torch.zeros((2 * max_draws, DRAWN.itemsize), dtype=torch.uint8, device=device)
         # One-dimensional each: a strided copy would go by way of pageable memory, for which the host has to wait.
         self._awaiting_rows = PinnedPair((max_draws,), torch.int64, device)
         self._awaited_draws = PinnedPair((max_draws,), torch.int64, device)
+        self._adjusted_rows = PinnedPair((max_draws,), torch.int64, device)
         self._host_rows = PinnedPair((max_draws,), torch.int64, device)
         # Where the latest step's tokens lie in `_drawn`, by sequence.
         self._index_of: dict[int, int] = {}
@@ -58,20 +62,22 @@ class DeviceDraws:
 
     def draw(self, logits: torch.Tensor, requests: SequenceOf[SampleRequest], rows: SequenceOf[int]) -> PendingStep:
         """Queue a step's draws. `logits`: float32 `[num_rows, vocab_size]`; `rows`: of each request."""
-        here = [self._draws_here(request, logits.shape[1]) for request in requests]
-        device_requests = [request for request, is_here in zip(requests, here, strict=True) if is_here]
-        device_rows = [row for row, is_here in zip(rows, here, strict=True) if is_here]
-        pending = self._draw_here(logits, device_requests, device_rows)
-        others = [index for index, is_here in enumerate(here) if not is_here]
+        plain, adjusted, others = _Asked([], []), _Asked([], []), _Asked([], [])
+        for request, row in zip(requests, rows, strict=True):
+            if self._num_candidates(request, logits.shape[1]) > MAX_CANDIDATES:
+                others.add(request, row)
+            else:
+                (adjusted if changes_logits(request) else plain).add(request, row)
+        drawn = self._draw_here(logits, plain, adjusted)
         host_logits = None
-        if others:
-            host_logits = copy_to_host(logits[self._host_rows.next().send([rows[index] for index in others])])
-        return self._pending(pending, [requests[index] for index in others], host_logits)
+        if others.requests:
+            host_logits = copy_to_host(logits[self._host_rows.next().send(others.rows)])
+        return self._pending(drawn, others.requests, host_logits)
 
     def nothing(self) -> PendingStep:
         """The end of a step that draws nothing, which has to be waited for like any other."""
         self._index_of = {}
-        return self._pending(_DrawnOnDevice([], None, None), [], None)
+        return self._pending(_NOTHING_DRAWN, [], None)
 
     def _pending(
         self, drawn: _DrawnOnDevice, host_requests: list[SampleRequest], host_logits: torch.Tensor | None
@@ -82,9 +88,6 @@ class DeviceDraws:
             event.record()
         return _PendingDraws(self, event, drawn, host_requests, host_logits)
 
-    def _draws_here(self, request: SampleRequest, vocab_size: int) -> bool:
-        return not changes_logits(request) and self._num_candidates(request, vocab_size) <= MAX_CANDIDATES
-
     def _num_candidates(self, request: SampleRequest, vocab_size: int) -> int:
         params = request.sampling_params
         count = params.logprobs or 0
@@ -92,22 +95,64 @@ class DeviceDraws:
             count = max(count, num_candidates(params, self._eos_token_ids))
         return min(count, vocab_size)
 
-    def _draw_here(self, logits: torch.Tensor, requests: list[SampleRequest], rows: list[int]) -> _DrawnOnDevice:
-        count = len(requests)
+    def _draw_here(self, logits: torch.Tensor, plain: _Asked, adjusted: _Asked) -> _DrawnOnDevice:
+        """Draws from the logits as they are come first, then those from changed ones, then what reports of these as
+        they were."""
+        requests = plain.requests + adjusted.requests
+        changed = self._change(logits, adjusted) if adjusted.requests else None  # what the step before drew is there
         self._index_of = {request.seq_id: index for index, request in enumerate(requests)}
-        if count == 0:
-            return _DrawnOnDevice([], None, None)
+        if not requests:
+            return _NOTHING_DRAWN
+        reported = [
+            index
+            for index, request in enumerate(adjusted.requests, start=len(plain.requests))
+            if _wants_report(request) and not request.sampling_params.use_beam_search
+        ]
         draws = self._draws.next()
-        table = draws.host[:count].numpy().view(DRAW)[:, 0]
-        _fill(table, requests, rows)
-        table["num_candidates"] = [self._num_candidates(request, logits.shape[1]) for request in requests]
+        total = len(requests) + len(reported)
+        table = draws.host[:total].numpy().view(DRAW)[:, 0]
+        _fill(table[: len(requests)], requests, [*plain.rows, *range(len(adjusted.rows))])
+        counts = [self._num_candidates(request, logits.shape[1]) for request in requests]
+        table["num_candidates"] = [*counts, *(counts[index] for index in reported)]
+        if reported:
+            reports = table[len(requests) :]
+            reports["row"] = [adjusted.rows[index - len(plain.requests)] for index in reported]
+            reports["sharpness"], reports["top_p"], reports["min_p"], reports["top_k"] = 0.0, 1.0, 0.0, 0
+            reports["wants_normalizer"] = 1
+            table["num_candidates"][reported] = table["wants_normalizer"][reported] = 0
         most = int(table["num_candidates"].max())
-        candidates = (
-            torch.empty((count, most, CANDIDATE.itemsize), dtype=torch.uint8, device=self._device) if most else None
+        shape = (total, most, CANDIDATE.itemsize)
+        candidates = torch.empty(shape, dtype=torch.uint8, device=self._device) if most else None
+        borders = (0, len(plain.rows), len(requests), total)
+        for source, first, end in zip((logits, changed, logits), borders, borders[1:], strict=False):
+            if source is not None and first < end:
+                part = slice(first, end)
+                found = None if candidates is None else candidates[part]
+                self._kernels.sample(source, draws.to_device(part), self._drawn[part], found)
+        return _DrawnOnDevice(
+            requests,
+            copy_to_host(self._drawn[:total]),
+            None if candidates is None else copy_to_host(candidates),
+            reported,
+            self._logits_of_drawn(logits, table, reported, len(requests)) if reported else None,
         )
-        drawn = self._drawn[:count]
-        self._kernels.sample(logits, draws.to_device(slice(count)), drawn, candidates)
-        return _DrawnOnDevice(requests, copy_to_host(drawn), None if candidates is None else copy_to_host(candidates))
+
+    def _change(self, logits: torch.Tensor, adjusted: _Asked) -> torch.Tensor:
+        """Copies of these rows with penalties and biases."""
+        changed = logits.index_select(0, self._adjusted_rows.next().send(adjusted.rows)).float()
+        tables = adjustments_of(adjusted.requests, self._eos_token_ids, self._index_of)
+        rows, adjustments = (copy_to_device(table, self._device) for table in tables)
+        self._kernels.adjust_logits(changed, rows, adjustments, self._drawn)
+        return changed
+
+    def _logits_of_drawn(
+        self, logits: torch.Tensor, table: npt.NDArray[np.void], reported: list[int], first_report: int
+    ) -> torch.Tensor:
+        """Of the tokens that were drawn from changed logits, those as they were: on their way to the host."""
+        places = np.stack((table["row"][first_report:].astype(np.int64), np.array(reported, dtype=np.int64)), axis=1)
+        where = copy_to_device(places.reshape(-1), self._device).view(torch.int64).view(-1, 2)
+        tokens = self._drawn.view(torch.int32)[where[:, 1], _TOKEN_COLUMN].long()
+        return copy_to_host(logits[where[:, 0], tokens].float())
 
     def results(
         self, drawn: _DrawnOnDevice, host_requests: list[SampleRequest], host_logits: torch.Tensor | None
@@ -119,6 +164,21 @@ class DeviceDraws:
         rows = range(len(host_requests))
         others = self._sampler.sample(host_logits.float().numpy(), host_requests, rows)
         return SamplerOutput(tokens + others.tokens, beams + others.beams)
+
+
+class _Asked(NamedTuple):
+    """Draws of one kind, and the row of the logits that each draws from."""
+
+    requests: list[SampleRequest]
+    rows: list[int]
+
+    def add(self, request: SampleRequest, row: int) -> None:
+        self.requests.append(request)
+        self.rows.append(row)
+
+
+def _wants_report(request: SampleRequest) -> bool:
+    return request.sampling_params.logprobs is not None or request.sampling_params.ranks_at_end
 
 
 def _fill(table: npt.NDArray[np.void], requests: list[SampleRequest], rows: list[int]) -> None:
@@ -134,45 +194,51 @@ def _fill(table: npt.NDArray[np.void], requests: list[SampleRequest], rows: list
     table["top_p"] = [item.top_p for item in params]
     table["min_p"] = [item.min_p for item in params]
     table["top_k"] = [max(0, item.top_k) for item in params]
-    table["wants_normalizer"] = [item.logprobs is not None or item.ranks_at_end for item in params]
+    table["wants_normalizer"] = [_wants_report(request) for request in requests]
 
 
 class _DrawnOnDevice(NamedTuple):
-    """A step's draws on their way to the host: uint8 views of DRAWN and CANDIDATE, of each request."""
+    """A step's draws on their way to the host.
+
+    Attributes:
+        drawn, candidates: uint8 views of DRAWN and CANDIDATE, of each request and then of each report.
+        reported: requests whose log-probabilities are in a report of their own, one after another.
+        logits: of their tokens, float32.
+    """
 
     requests: list[SampleRequest]
     drawn: torch.Tensor | None
     candidates: torch.Tensor | None
+    reported: list[int]
+    logits: torch.Tensor | None
 
     def results(self, eos_token_ids: SequenceOf[int]) -> tuple[tuple[SampledToken, ...], tuple[BeamCandidates, ...]]:
         if self.drawn is None:
             return (), ()
         drawn = self.drawn.numpy().view(DRAWN)[:, 0]
-        normalizers = drawn["largest"] + np.log(np.maximum(drawn["mass"], 1) / ONE)
+        normalizers = (drawn["largest"] + np.log(np.maximum(drawn["mass"], 1) / ONE)).tolist()
+        token_ids, logits = drawn["token_id"].tolist(), drawn["token_logit"].tolist()
+        reports = list(range(len(self.requests)))
+        for report, index in enumerate(self.reported, start=len(self.requests)):
+            assert self.logits is not None
+            reports[index], logits[index] = report, float(self.logits[report - len(self.requests)])
         tokens: list[SampledToken] = []
         searches: dict[str, list[BeamCandidate]] = {}
         counts: dict[str, int] = {}
-        for index, (request, token_id, logit, normalizer) in enumerate(
-            zip(
-                self.requests,
-                drawn["token_id"].tolist(),
-                drawn["token_logit"].tolist(),
-                normalizers.tolist(),
-                strict=True,
-            )
-        ):
+        for index, (request, report) in enumerate(zip(self.requests, reports, strict=True)):
             params = request.sampling_params
+            normalizer = normalizers[report]
             if params.use_beam_search:
                 counts[request.request_id] = count = num_candidates(params, eos_token_ids)
                 found = continuations(
-                    request, self._best(index, normalizer, count), self._best(index, normalizer, params.logprobs or 0)
+                    request, self._best(report, normalizer, count), self._best(report, normalizer, params.logprobs or 0)
                 )
                 searches.setdefault(request.request_id, []).extend(found)
-            elif params.logprobs is None and not params.ranks_at_end:
-                tokens.append(SampledToken(request.seq_id, token_id, float("nan"), ()))
+            elif not _wants_report(request):
+                tokens.append(SampledToken(request.seq_id, token_ids[index], float("nan"), ()))
             else:
-                top = self._best(index, normalizer, params.logprobs or 0)
-                tokens.append(SampledToken(request.seq_id, token_id, logit - normalizer, top))
+                top = self._best(report, normalizer, params.logprobs or 0)
+                tokens.append(SampledToken(request.seq_id, token_ids[index], logits[index] - normalizer, top))
         beams = [BeamCandidates(name, most_likely(found, counts[name])) for name, found in searches.items()]
         return tuple(tokens), tuple(beams)
 
@@ -183,6 +249,9 @@ class _DrawnOnDevice(NamedTuple):
         best = self.candidates[index].numpy().view(CANDIDATE)[:count, 0]
         logprobs = best["logit"].astype(np.float64) - normalizer
         return tuple(zip(best["token_id"].tolist(), logprobs.tolist(), strict=True))
+
+
+_NOTHING_DRAWN = _DrawnOnDevice([], None, None, [], None)
 
 
 class _PendingDraws(NamedTuple):

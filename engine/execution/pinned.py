@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -44,6 +46,16 @@ class PinnedPair:
     def next(self) -> PinnedBuffer:
         self._turn = 1 - self._turn
         return self._buffers[self._turn]
+
+
+def copy_to_device(array: npt.NDArray[np.void], device: torch.device) -> torch.Tensor:
+    """A table's bytes, uint8 `[len(array), bytes of one]`, on the device: by way of pinned memory, the copy queued."""
+    source = torch.from_numpy(array.view(np.uint8).reshape(len(array), array.itemsize))
+    if device.type == "cpu":
+        return source.clone()
+    # torch keeps pinned memory that is let go of until the copies from it have ended.
+    pinned = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+    return pinned.copy_(source).to(device, non_blocking=True)
 
 
 def copy_to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from engine.decoding.penalties import changes_logits
 from engine.scheduling import SampleRequest, SchedulerOutput
 
 
@@ -28,6 +27,6 @@ def sample_rows(output: SchedulerOutput) -> tuple[list[int], list[SampleRequest]
 def stays_on_device(request: SampleRequest) -> bool:
     """Whether a device that draws for itself can draw this token and go on from it before the host has seen it.
 
-    How the beams of a search go on, and what logits become that are changed before the draw, the host decides.
+    How the beams of a search go on, the host decides.
     """
-    return not request.sampling_params.use_beam_search and not changes_logits(request)
+    return not request.sampling_params.use_beam_search

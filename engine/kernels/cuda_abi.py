@@ -38,6 +38,17 @@ DRAWN = np.dtype(
     ]
 )
 CANDIDATE = np.dtype([("logit", np.float32), ("token_id", np.int32)])
+ADJUSTMENT = np.dtype([("token_id", np.int32), ("count", np.int32), ("seen", np.int32), ("bias", np.float32)])
+ADJUSTED_ROW = np.dtype(
+    [
+        ("frequency_penalty", np.float64),
+        ("presence_penalty", np.float64),
+        ("repetition_penalty", np.float32),
+        ("first", np.int32),
+        ("num_adjustments", np.int32),
+        ("awaited", np.int32),
+    ]
+)
 # What `mass` counts a probability of one as.
 ONE = 2.0**44
 
@@ -55,6 +66,21 @@ class SampleParams(Params):
         ("vocab_size", _I32),
         ("max_candidates", _I32),
         ("dtype", _I32),
+        ("num_threads", _I32),
+        ("reserved", _I32),
+    ]
+
+
+class AdjustLogitsParams(Params):
+    _fields_ = [  # noqa: RUF012
+        *_HEADER,
+        ("logits", _POINTER),
+        ("rows", _POINTER),
+        ("adjustments", _POINTER),
+        ("drawn", _POINTER),
+        ("stream", _POINTER),
+        ("num_rows", _I32),
+        ("vocab_size", _I32),
         ("num_threads", _I32),
         ("reserved", _I32),
     ]
@@ -78,4 +104,8 @@ class SwapBlocksParams(Params):
 
 
 # Symbol and struct of each operation.
-OPERATIONS: dict[str, type[Params]] = {"sample": SampleParams, "swap_blocks": SwapBlocksParams}
+OPERATIONS: dict[str, type[Params]] = {
+    "sample": SampleParams,
+    "adjust_logits": AdjustLogitsParams,
+    "swap_blocks": SwapBlocksParams,
+}

@@ -25,6 +25,7 @@ class CudaOnlyKernels:
         self._library = library
         self._stream = stream
         self._sample = cuda_abi.SampleParams()
+        self._adjust = cuda_abi.AdjustLogitsParams()
         self._swap = cuda_abi.SwapBlocksParams()
 
     def sample(
@@ -52,6 +53,28 @@ class CudaOnlyKernels:
         params.logits_row_stride, params.dtype = logits.stride(0), _DTYPES[logits.dtype]
         params.num_draws, params.vocab_size, params.max_candidates = num_draws, logits.shape[1], max_candidates
         self._library.call("sample", params)
+
+    def adjust_logits(
+        self, logits: torch.Tensor, rows: torch.Tensor, adjustments: torch.Tensor, drawn: torch.Tensor
+    ) -> None:
+        """Apply penalties and biases to rows of logits, in place.
+
+        Args:
+            logits: float32 `[num_rows, vocab_size]`, contiguous.
+            rows: uint8 `[num_rows, bytes of cuda_abi.ADJUSTED_ROW]`.
+            adjustments: uint8 `[n, bytes of cuda_abi.ADJUSTMENT]`; token ids are trusted.
+            drawn: what the step before drew, as `sample` left it: tokens that rows await.
+        """
+        if logits.dim() != 2 or logits.dtype != torch.float32 or not logits.is_contiguous():
+            raise KernelError(f"logits are {logits.dtype} {list(logits.shape)}; contiguous float32 rows are wanted")
+        _check_bytes("rows", rows, (len(logits), cuda_abi.ADJUSTED_ROW.itemsize))
+        _check_bytes("adjustments", adjustments, (len(adjustments), cuda_abi.ADJUSTMENT.itemsize))
+        _check_bytes("drawn", drawn, (len(drawn), cuda_abi.DRAWN.itemsize))
+        params = self._adjust
+        params.logits, params.rows, params.adjustments = logits.data_ptr(), rows.data_ptr(), adjustments.data_ptr()
+        params.drawn, params.stream = drawn.data_ptr(), self._stream()
+        params.num_rows, params.vocab_size = logits.shape
+        self._library.call("adjust_logits", params)
 
     def swap_blocks(
         self,

@@ -10,11 +10,12 @@ import torch
 
 from engine.decoding.sampler import Sampler
 from engine.execution.device_draws import DeviceDraws
-from engine.kernels.cuda_abi import CANDIDATE, DRAW, DRAWN
+from engine.kernels.cuda_abi import ADJUSTED_ROW, ADJUSTMENT, CANDIDATE, DRAW, DRAWN
 from engine.kernels.cuda_only import CudaOnlyKernels
 from engine.kernels.library import KernelError
 from engine.sampling_params import SamplingParams
 from engine.scheduling import SampleRequest, SamplerOutput
+from engine.sequence import PLACEHOLDER
 from tests.gpu.conftest import Kernels
 
 EOS = (3,)
@@ -130,17 +131,77 @@ def test_the_candidates_of_a_search_are_found_on_the_device(kernels: Kernels) ->
         assert [token for token, _ in one.top] == [token for token, _ in other.top]
 
 
-def test_changed_logits_go_by_way_of_the_host(kernels: Kernels) -> None:
+CHANGES: list[dict[str, Any]] = [
+    {"logit_bias": {7: 100.0}},
+    {},
+    {"min_tokens": 16, "stop_token_ids": (8,)},
+    {"repetition_penalty": 1.5, "temperature": 0.0},
+    {"repetition_penalty": 0.7, "frequency_penalty": 0.3, "presence_penalty": -0.4, "logit_bias": {2: 1.5, 40: -3.0}},
+    {"frequency_penalty": 1.1, "min_tokens": 16, "top_p": 0.9},
+    {"presence_penalty": 2.0, "top_k": 5},
+]
+
+
+def test_changed_logits_are_drawn_from_on_the_device(kernels: Kernels) -> None:
     logits = make_logits(2, 50)
-    requests = [
-        request(0, logit_bias={7: 100.0}),
-        request(1),
-        request(2, min_tokens=16, stop_token_ids=(8,)),
-        request(3, repetition_penalty=1.5, temperature=0.0),
-    ]
-    drawn, expected = both(kernels, logits, requests, [0, 1, 0, 1])
+    logits[:, 3] = 9.0  # EOS, which min_tokens must keep out
+    requests = [request(index, 9, **CHANGES[index % len(CHANGES)]) for index in range(70)]
+    rows = [index % 2 for index in range(70)]
+    drawn, expected = both(kernels, logits, requests, rows)
     assert tokens_of(drawn) == tokens_of(expected)
     assert tokens_of(drawn)[0] == 7
+
+
+def test_log_probabilities_are_those_of_the_logits_before_they_are_changed(kernels: Kernels) -> None:
+    logits = make_logits(3, 80)
+    kinds = [{"logprobs": 4}, {"logprobs": 0}, {}, {"best_of": 2}]
+    requests = [
+        request(index, 9, **kinds[index % 4], **CHANGES[index % len(CHANGES)] | {"temperature": 1.0})
+        for index in range(28)
+    ]
+    drawn, expected = both(kernels, logits, requests, [index % 3 for index in range(28)])
+    theirs = {token.seq_id: token for token in expected.tokens}
+    assert len(drawn.tokens) == 28
+    for token in drawn.tokens:
+        other = theirs[token.seq_id]
+        assert token.token_id == other.token_id
+        assert token.logprob == pytest.approx(other.logprob, rel=1e-5, nan_ok=True)
+        assert [item for item, _ in token.top] == [item for item, _ in other.top]
+        assert [value for _, value in token.top] == pytest.approx([value for _, value in other.top], rel=1e-5)
+
+
+def test_a_search_ranks_changed_logits(kernels: Kernels) -> None:
+    logits = make_logits(2, 60)
+    params: dict[str, Any] = {"use_beam_search": True, "temperature": 0.0, "n": 2, "request_id": "search"}
+    requests = [request(index, 9, repetition_penalty=1.4, frequency_penalty=0.5, **params) for index in range(2)]
+    drawn, expected = both(kernels, logits, [*requests, request(5)], [0, 1, 1])
+    assert tokens_of(drawn) == tokens_of(expected)
+    (mine,), (theirs,) = drawn.beams, expected.beams
+    assert [(item.seq_id, item.token_id) for item in mine.candidates] == [
+        (item.seq_id, item.token_id) for item in theirs.candidates
+    ]
+
+
+@pytest.mark.parametrize("params", [params for params in CHANGES if params], ids=str)
+def test_a_token_that_only_the_device_knows_is_penalised(kernels: Kernels, params: dict[str, Any]) -> None:
+    """Whether the output had it before or not, and beside draws whose tokens are known."""
+    logits = make_logits(4, 45)
+    logits[:, :6] += 4.0
+    only = CudaOnlyKernels(kernels.native.library, kernels.native._stream)
+    draws = DeviceDraws(only, EOS, 40, torch.device(kernels.device))
+    before = [request(index) for index in range(40)]
+    rows = [index % 4 for index in range(40)]
+    first = tokens_of(draws.draw(logits.to(kernels.device), before, rows).result())
+    assert len(set(first.values())) > 3, "some of them are among the tokens 0 to 4, some are not"
+
+    after = [request(index, 6, **params) for index in range(0, 40, 2)]
+    known = [item._replace(token_ids=np.append(item.token_ids[:5], np.int32(first[item.seq_id]))) for item in after]
+    unknown = [
+        item._replace(token_ids=np.append(item.token_ids[:5], np.int32(PLACEHOLDER))) if item.seq_id % 4 else known[i]
+        for i, item in enumerate(after)
+    ]
+    drawn = draws.draw(logits.to(kernels.device), unknown, rows[::2]).result()
+    assert tokens_of(drawn) == tokens_of(Sampler(EOS).sample(logits.numpy(), known, rows[::2]))
 
 
 def test_drawn_tokens_are_fed_to_the_next_step(kernels: Kernels) -> None:
@@ -175,5 +236,10 @@ def test_refuses_tensors_that_do_not_fit(kernels: Kernels) -> None:
         only.sample(logits.T, draws, drawn, None)
     with pytest.raises(KernelError, match="drawn is"):
         only.sample(logits, draws, raw(2, DRAWN.itemsize), None)
+    rows, adjustments = raw(2, ADJUSTED_ROW.itemsize), raw(1, ADJUSTMENT.itemsize)
+    with pytest.raises(KernelError, match="contiguous float32 rows"):
+        only.adjust_logits(logits.half(), rows, adjustments, drawn)
+    with pytest.raises(KernelError, match="rows is"):
+        only.adjust_logits(logits, rows[:1], adjustments, drawn)
     with pytest.raises(KernelError, match="max_candidates=11"):
         only.sample(logits, draws, drawn, raw(1, 11, CANDIDATE.itemsize))

@@ -26,6 +26,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "best_of": {"best_of": 2, "seed": 4},
     "beams": {"n": 2, "temperature": 0.0, "use_beam_search": True},
     "penalties": {"repetition_penalty": 1.3, "temperature": 0.0},
+    "counts": {"frequency_penalty": 0.4, "presence_penalty": 0.2, "seed": 5, "logprobs": 1},
+    "biases": {"logit_bias": {3: 2.0, 9: -5.0}, "min_tokens": 4, "n": 2, "seed": 6},
 }
 
 

@@ -128,6 +128,13 @@ T exchange(T value, int source_lane) {
 #define blockDim (::emulation::block_dim)
 #define gridDim (::emulation::grid_dim)
 
+// The emulation is compiled without contraction: each operation rounds by itself.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
+
 inline void __syncthreads() {
     auto& c = *emulation::cta;
     emulation::wait_at(c.all, static_cast<int>(c.fibers.size()));
