@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,8 +61,9 @@ def _changes(request: SampleRequest, eos_token_ids: SequenceOf[int]) -> npt.NDAr
     """Of one row, but for what an awaited token adds."""
     params = request.sampling_params
     known = request.token_ids[:-1] if request.token_ids[-1] == PLACEHOLDER else request.token_ids
-    seen = np.unique(known) if params.repetition_penalty != 1.0 else _NOTHING
-    drawn, counts = _NOTHING, _NOTHING
+    seen: npt.NDArray[np.integer[Any]] = np.unique(known) if params.repetition_penalty != 1.0 else _NOTHING
+    drawn: npt.NDArray[np.integer[Any]] = _NOTHING
+    counts: npt.NDArray[np.integer[Any]] = _NOTHING
     if params.frequency_penalty != 0.0 or params.presence_penalty != 0.0:
         drawn, counts = np.unique(known[request.num_prompt_tokens :], return_counts=True)
     biases = {**params.logit_bias, **dict.fromkeys(banned_tokens(request, eos_token_ids), float("-inf"))}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +49,7 @@ class PinnedPair:
         return self._buffers[self._turn]
 
 
-def copy_to_device(array: npt.NDArray[np.void], device: torch.device) -> torch.Tensor:
+def copy_to_device(array: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
     """A table's bytes, uint8 `[len(array), bytes of one]`, on the device: by way of pinned memory, the copy queued."""
     source = torch.from_numpy(array.view(np.uint8).reshape(len(array), array.itemsize))
     if device.type == "cpu":
