@@ -344,29 +344,14 @@ __global__ void __launch_bounds__(Tile::kThreads) decode_attention_kernel(Decode
     }
 }
 
-template <typename Element, int kDim, typename Body>
-int with_decode_tile(int vectors, Body body) {
-    return vectors == 8 ? body(DecodeTile<Element, kDim, 8>{}) : body(DecodeTile<Element, kDim, 16>{});
-}
-
 template <typename Element>
-int resident_decodes(int head_dim, int vectors, int* ctas) {
+TileKernel<DecodeArguments> decode_kernel(int head_dim, int vectors) {
+    const auto of = [](auto tile) -> TileKernel<DecodeArguments> {
+        using Tile = decltype(tile);
+        return {decode_attention_kernel<Tile>, Tile::kThreads, Tile::kSharedBytes};
+    };
     return with_head_dim(head_dim, [&](auto dim) {
-        return with_decode_tile<Element, dim.value>(vectors, [&](auto tile) {
-            using Tile = decltype(tile);
-            return resident_ctas<Tile>(decode_attention_kernel<Tile>, ctas);
-        });
-    });
-}
-
-template <typename Element>
-int launch_decodes(const DecodeArguments& args, int vectors, dim3 grid, cudaStream_t stream) {
-    return with_head_dim(args.head_dim, [&](auto dim) {
-        return with_decode_tile<Element, dim.value>(vectors, [&](auto tile) {
-            using Tile = decltype(tile);
-            decode_attention_kernel<Tile><<<grid, Tile::kThreads, Tile::kSharedBytes, stream>>>(args);
-            return check_launch("paged_attention");
-        });
+        return vectors == 8 ? of(DecodeTile<Element, dim.value, 8>{}) : of(DecodeTile<Element, dim.value, 16>{});
     });
 }
 

@@ -3,7 +3,6 @@
 
 namespace quire {
 
-template int resident_decodes<__nv_bfloat16>(int, int, int*);
-template int launch_decodes<__nv_bfloat16>(const DecodeArguments&, int, dim3, cudaStream_t);
+template TileKernel<DecodeArguments> decode_kernel<__nv_bfloat16>(int, int);
 
 }  // namespace quire

@@ -3,7 +3,6 @@
 
 namespace quire {
 
-template int resident_decodes<__half>(int, int, int*);
-template int launch_decodes<__half>(const DecodeArguments&, int, dim3, cudaStream_t);
+template TileKernel<DecodeArguments> decode_kernel<__half>(int, int);
 
 }  // namespace quire

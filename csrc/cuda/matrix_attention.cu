@@ -5,6 +5,8 @@
 // different orders.
 #include "matrix_attention.h"
 
+#include <vector>
+
 namespace quire {
 namespace {
 
@@ -40,9 +42,14 @@ struct MatrixPlan {
     int64_t workspace_bytes;
 };
 
-template <typename Body>
-int with_element(int dtype, Body body) {
-    return dtype == QUIRE_BFLOAT16 ? body(__nv_bfloat16{}) : body(__half{});
+TileKernel<DecodeArguments> kernel_of(const QuirePagedAttentionParams& p, const DecodeArguments&, int vectors) {
+    return p.dtype == QUIRE_BFLOAT16 ? decode_kernel<__nv_bfloat16>(p.head_dim, vectors)
+                                     : decode_kernel<__half>(p.head_dim, vectors);
+}
+
+TileKernel<PrefillArguments> kernel_of(const QuirePagedAttentionParams& p, const PrefillArguments&, int warps) {
+    return p.dtype == QUIRE_BFLOAT16 ? prefill_kernel<__nv_bfloat16>(p.head_dim, warps)
+                                     : prefill_kernel<__half>(p.head_dim, warps);
 }
 
 int plan_decodes(const QuirePagedAttentionParams& p, MatrixPlan* plan, Workspace* workspace) {
@@ -53,9 +60,7 @@ int plan_decodes(const QuirePagedAttentionParams& p, MatrixPlan* plan, Workspace
     args.chunks = static_cast<int32_t>(ceil_div(args.group, plan->vectors));
     plan->heads = p.num_kv_heads * args.chunks;
     int ctas = 0;
-    const int status = with_element(
-        p.dtype, [&](auto zero) { return resident_decodes<decltype(zero)>(p.head_dim, plan->vectors, &ctas); });
-    if (status) return status;
+    if (int status = kernel_of(p, args, plan->vectors).resident(&ctas)) return status;
     args.max_shares = static_cast<int32_t>(max_shares_of_head(ctas, plan->heads));
     if (args.max_shares > 1) {
         const int64_t results = int64_t{args.max_shares} * plan->heads * 2 * plan->vectors;
@@ -72,9 +77,7 @@ int plan_prefills(const QuirePagedAttentionParams& p, MatrixPlan* plan, Workspac
     args.head_dim = p.head_dim;
     args.skips_decodes = plan->has_decodes;
     int ctas = 0;
-    const int status = with_element(
-        p.dtype, [&](auto zero) { return resident_prefills<decltype(zero)>(p.head_dim, plan->warps, &ctas); });
-    if (status) return status;
+    if (int status = kernel_of(p, args, plan->warps).resident(&ctas)) return status;
     const int64_t busy = ceil_div(int64_t{p.num_tokens} * args.group, 16 * plan->warps) * p.num_kv_heads;
     const Splits splits = plan_splits(busy, ctas, p.max_seq_len, p.split_tokens);
     QUIRE_REQUIRE(splits.count <= 65535, "%s: max_seq_len=%d has over 65535 splits of split_tokens=%d", kName,
@@ -114,8 +117,7 @@ int make_plan(const QuirePagedAttentionParams& p, const AttentionArguments& args
 int launch_decode_part(const QuirePagedAttentionParams& p, const MatrixPlan& plan, cudaStream_t stream) {
     const DecodeArguments& args = plan.decodes;
     const dim3 grid(static_cast<unsigned>(plan.heads), static_cast<unsigned>(args.max_shares));
-    const int status = with_element(
-        p.dtype, [&](auto zero) { return launch_decodes<decltype(zero)>(args, plan.vectors, grid, stream); });
+    const int status = kernel_of(p, args, plan.vectors).launch(args, grid, stream);
     if (status || args.max_shares == 1) return status;
     return launch_merge_shares(args, plan.vectors, plan.heads, stream);
 }
@@ -129,8 +131,7 @@ int launch_prefill_rows(const QuirePagedAttentionParams& p, const MatrixPlan& pl
                   static_cast<long long>(tiles));
     const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.num_kv_heads),
                     static_cast<unsigned>(args.num_splits));
-    const int status = with_element(
-        p.dtype, [&](auto zero) { return launch_prefills<decltype(zero)>(args, plan.warps, grid, stream); });
+    const int status = kernel_of(p, args, plan.warps).launch(args, grid, stream);
     if (status || args.num_splits == 1) return status;
     return launch_merge_splits(args, stream);
 }
@@ -143,6 +144,34 @@ int launch_prefill_part(const QuirePagedAttentionParams& p, const MatrixPlan& pl
 }
 
 }  // namespace
+
+int resident_ctas(const void* kernel, int threads, int shared_bytes, int* ctas) {
+    struct Known {
+        const void* kernel;
+        int device, ctas;
+    };
+    // Asking takes microseconds, and a step has dozens of layers.
+    static thread_local std::vector<Known> known;
+    int device = 0;
+    if (int status = check_cuda(cudaGetDevice(&device), kName)) return status;
+    for (const Known& one : known) {
+        if (one.kernel == kernel && one.device == device) {
+            *ctas = one.ctas;
+            return QUIRE_OK;
+        }
+    }
+    int processors = 0, each = 0;
+    const cudaError_t allowed =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (int status = check_cuda(allowed, kName)) return status;
+    const cudaError_t counted = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (int status = check_cuda(counted, kName)) return status;
+    const cudaError_t asked = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes);
+    if (int status = check_cuda(asked, kName)) return status;
+    *ctas = processors * (each > 0 ? each : 1);
+    known.push_back({kernel, device, *ctas});
+    return QUIRE_OK;
+}
 
 bool matrix_attention_takes(const QuirePagedAttentionParams& p) {
     const int dim = p.head_dim;

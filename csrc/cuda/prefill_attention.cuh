@@ -342,32 +342,17 @@ __global__ void __launch_bounds__(Tile::kThreads) prefill_attention_kernel(Prefi
     write_vectors(args, vectors, kv_head, split, 16 * warp, attention);
 }
 
-template <typename Element, int kDim, typename Body>
-int with_prefill_tile(int warps, Body body) {
-    if constexpr (kDim <= 128) {
-        if (warps == 8) return body(PrefillTile<Element, kDim, 8>{});
-    }
-    return body(PrefillTile<Element, kDim, 4>{});
-}
-
 template <typename Element>
-int resident_prefills(int head_dim, int warps, int* ctas) {
+TileKernel<PrefillArguments> prefill_kernel(int head_dim, int warps) {
+    const auto of = [](auto tile) -> TileKernel<PrefillArguments> {
+        using Tile = decltype(tile);
+        return {prefill_attention_kernel<Tile>, Tile::kThreads, Tile::kSharedBytes};
+    };
     return with_head_dim(head_dim, [&](auto dim) {
-        return with_prefill_tile<Element, dim.value>(warps, [&](auto tile) {
-            using Tile = decltype(tile);
-            return resident_ctas<Tile>(prefill_attention_kernel<Tile>, ctas);
-        });
-    });
-}
-
-template <typename Element>
-int launch_prefills(const PrefillArguments& args, int warps, dim3 grid, cudaStream_t stream) {
-    return with_head_dim(args.head_dim, [&](auto dim) {
-        return with_prefill_tile<Element, dim.value>(warps, [&](auto tile) {
-            using Tile = decltype(tile);
-            prefill_attention_kernel<Tile><<<grid, Tile::kThreads, Tile::kSharedBytes, stream>>>(args);
-            return check_launch("paged_attention");
-        });
+        if constexpr (dim.value <= 128) {
+            if (warps == 8) return of(PrefillTile<Element, dim.value, 8>{});
+        }
+        return of(PrefillTile<Element, dim.value, 4>{});
     });
 }
 

@@ -3,7 +3,6 @@
 
 namespace quire {
 
-template int resident_prefills<__nv_bfloat16>(int, int, int*);
-template int launch_prefills<__nv_bfloat16>(const PrefillArguments&, int, dim3, cudaStream_t);
+template TileKernel<PrefillArguments> prefill_kernel<__nv_bfloat16>(int, int);
 
 }  // namespace quire

@@ -3,7 +3,6 @@
 
 namespace quire {
 
-template int resident_prefills<__half>(int, int, int*);
-template int launch_prefills<__half>(const PrefillArguments&, int, dim3, cudaStream_t);
+template TileKernel<PrefillArguments> prefill_kernel<__half>(int, int);
 
 }  // namespace quire
