@@ -127,7 +127,8 @@ CUSTOM_RESOURCES = {
 
 def problems(value: Any, expected: Type, where: str) -> list[str]:
     """What is wrong with a value, by the table."""
-    if not isinstance(value, expected.kinds) or (isinstance(value, bool) and bool not in expected.kinds):
+    kind = type(value)
+    if not issubclass(kind, expected.kinds) or (kind is bool and bool not in expected.kinds):
         return [f"{where}: {value!r} is no {expected.kinds[0].__name__}"]
     if expected.one_of and value not in expected.one_of:
         return [f"{where}: {value!r} is none of {expected.one_of}"]

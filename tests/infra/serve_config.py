@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from ray.serve.schema import ServeDeploySchema
 
 from app.cli.config_file import BUILDERS
 from app.config import INGRESS, IngressUserConfig, ModelArgs
 from engine.errors import ConfigError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Serve's own, of pydantic's older ways
+    from ray.serve.schema import ServeDeploySchema
 
 
 def serve_problems(text: str) -> list[str]:
