@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ KUBERNETES = Path(__file__).parents[2] / "infra" / "kubernetes"
 FOLDERS = [KUBERNETES / "base", *sorted((KUBERNETES / "overlays").iterdir())]
 SECRETS = list(yaml.safe_load_all((KUBERNETES / "secrets.example.yaml").read_text()))
 VERSION = "1.33"  # as in infra/aws/terraform/variables.tf
+# Megabytes of JSON, which the package reads anew for each manifest.
+kubernetes_validate.utils.schema_contents = cache(kubernetes_validate.utils.schema_contents)
 _UNITS = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
