@@ -6,6 +6,7 @@ Both are frozen and checked where they are made; no torch.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,10 +29,20 @@ DTYPES: tuple[str, ...] = ("auto", "float32", "bfloat16", "float16")
 # What a device that computes nothing has no use for.
 _COMPUTING_OPTIONS = (
     *("dtype", "quantization", "kv_cache_dtype", "num_threads", "cuda_graphs", "kernels", "tensor_parallel_size"),
-    "batch_invariant",
+    *("batch_invariant", "enable_lora"),
 )
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
 QUANTIZATIONS: tuple[str, ...] = ("auto", "none", "int8", "native")
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise ConfigError unless requests can name an adapter so, after its base and a colon."""
+    if not _ADAPTER_NAME.fullmatch(name):
+        raise ConfigError(
+            f"adapters: {name!r} must begin with a letter or digit and hold only letters, digits and . _ / - "
+            "(128 at most)"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,13 @@ class EngineConfig:
         batch_invariant: a sequence's tokens do not depend on what else runs, on its chunks or on preemptions: on a GPU
             by attention in fixed splits and Triton products that sum in one order whatever the batch, at a cost. The
             native CPU engine always is so.
+        enable_lora: take LoRA adapters, and requests that name one.
+        max_loras: adapters that may be resident at once, and so be in use by the requests that run.
+        max_lora_rank: the largest rank that an adapter may have.
+        adapter_memory: bytes that resident adapters may take together; None is no bound but `max_loras`. Adapters that
+            no admitted request uses make room for others, the one whose last use is longest ago first.
+        adapters: name → PEFT folder, all read and checked at the start; further ones can be added while the engine
+            runs. A name is a letter or digit, then letters, digits and . _ / - (128 at most).
         seed: base seed of requests that bring none.
     """
 
@@ -112,6 +130,11 @@ class EngineConfig:
     kernels: str = "auto"
     tensor_parallel_size: int = 1
     batch_invariant: bool = False
+    enable_lora: bool = False
+    max_loras: int = 8
+    max_lora_rank: int = 64
+    adapter_memory: int | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -157,7 +180,28 @@ class EngineConfig:
             raise ConfigError("shared_prefixes need enable_prefix_caching=true and reservation=paged")
         if self.reservation != "paged":
             self._check_reservation()
+        self._check_adapters()
         self._check_device()
+
+    def _check_adapters(self) -> None:
+        if not isinstance(self.enable_lora, bool):
+            raise ConfigError(f"enable_lora={self.enable_lora!r} must be true or false")
+        check_integer("max_loras", self.max_loras, 1, 4096)
+        check_integer("max_lora_rank", self.max_lora_rank, 1, 1024)
+        check_integer("adapter_memory", self.adapter_memory, 1, 1 << 50, optional=True)
+        if not isinstance(self.adapters, Mapping) or not all(
+            isinstance(item, str) for pair in self.adapters.items() for item in pair
+        ):
+            raise ConfigError("adapters must map names to folders")
+        for name in self.adapters:
+            check_adapter_name(name)
+        if self.adapters and not self.enable_lora:
+            raise ConfigError("adapters need enable_lora=true")
+        if self.enable_lora and self.tensor_parallel_size > 1:
+            raise ConfigError(
+                f"enable_lora=true needs tensor_parallel_size=1, not {self.tensor_parallel_size}: adapters are not "
+                "split over ranks"
+            )
 
     def _check_device(self) -> None:
         if not (isinstance(self.device, str) and self.device.startswith(SIMULATED)):

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from engine.config import CacheConfig, EngineConfig
+from engine.adapters import AdapterManager, AdapterStats, read_adapter
+from engine.config import CacheConfig, EngineConfig, check_adapter_name
 from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
 from engine.execution.sample_rows import stays_on_device
@@ -61,6 +62,11 @@ class LLMEngine:
         self.max_model_len = resolve_max_model_len(config, model_config, cache_config.num_blocks)
         self._executor = executor
         self._kv_cache = make_kv_cache(config, cache_config, self.max_model_len)
+        self._adapters = AdapterManager(
+            config.max_loras if config.enable_lora else 0, config.adapter_memory, executor.adapter_bytes
+        )
+        for name, folder in config.adapters.items():
+            self.add_adapter(name, folder)
         self._validator = RequestValidator(
             model_config,
             config,
@@ -68,9 +74,10 @@ class LLMEngine:
             self.max_model_len,
             lambda: self._kv_cache.num_pinned_blocks,
             tokenizer is not None,
+            self._adapters,
         )
         self._policy = PreemptionPolicy(config.preemption, self._kv_cache, cache_config, executor.swap_cost)
-        self._scheduler = SCHEDULERS[config.batching](config, self._kv_cache, self._policy)
+        self._scheduler = SCHEDULERS[config.batching](config, self._kv_cache, self._policy, self._adapters)
         self._stop_rules = StopRules(model_config.eos_token_ids, self.max_model_len, tokenizer)
         self._clock = clock
         self._pipeline = make_pipeline(config.async_scheduling, executor, clock)
@@ -138,6 +145,29 @@ class LLMEngine:
                 self.config.max_num_batched_tokens,
             )
 
+    def add_adapter(self, name: str, folder: str) -> None:
+        """Read and check a PEFT folder, and take requests for it from now on. Any thread may call it.
+
+        A name stays its adapter's as long as the engine lives: adding the same folder again changes nothing.
+
+        Raises:
+            ModelLoadError: no adapter of this base, or its rank is above `max_lora_rank`.
+            ConfigError: the engine takes no adapters, it exceeds `adapter_memory`, or the name is taken or malformed.
+        """
+        if not self.config.enable_lora:
+            raise ConfigError(f"adapter {name}: this engine takes no adapters; set enable_lora=true")
+        check_adapter_name(name)
+        self._adapters.register(read_adapter(name, folder, self.model_config, self.config.max_lora_rank))
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """The adapters that requests may name."""
+        return self._adapters.names
+
+    def adapter_stats(self) -> AdapterStats:
+        """What is resident now, and how often adapters were loaded and evicted."""
+        return self._adapters.stats()
+
     @property
     def has_unfinished_requests(self) -> bool:
         return bool(self._groups) or bool(self._pipeline)
@@ -164,7 +194,7 @@ class LLMEngine:
         group = make_group(
             request,
             self._next_seed() if seed is None else seed,
-            root_hash(self.model_config.fingerprint, salt=request.cache_salt),
+            root_hash(self.model_config.fingerprint, request.adapter, request.cache_salt),
         )
         self._groups[request.request_id] = group
         for seq in group.live_seqs:
@@ -291,6 +321,7 @@ class LLMEngine:
     def check_invariants(self) -> None:
         """Raise AssertionError if a KV block is lost or miscounted."""
         self._kv_cache.check_invariants()
+        self._adapters.check_invariants()
         if not self.has_unfinished_requests:
             held = self.cache_config.num_blocks - self._kv_cache.num_free_blocks
             assert held == self._kv_cache.num_pinned_blocks, "blocks held by no request"

@@ -6,7 +6,7 @@
     │   └── UnsupportedModelError the checkpoint is sound, but its architecture or type is not supported
     ├── RequestError              the caller's fault; names the parameter (HTTP 400)
     │   ├── PromptTooLongError    the prompt leaves no room under `max_model_len` (HTTP 400)
-    │   └── ModelNotFoundError    no model of that name is served (HTTP 404)
+    │   └── ModelNotFoundError    no model, or no adapter, of that name is served (HTTP 404)
     ├── OverloadedError           a bound on waiting work is reached; try again later (HTTP 429)
     └── EngineDeadError           the engine thread has failed or was shut down (HTTP 503)
         └── CommunicatorError     a rank of tensor parallelism is lost, late or out of step (HTTP 503)
@@ -66,7 +66,7 @@ class PromptTooLongError(RequestError):
 
 
 class ModelNotFoundError(RequestError):
-    """No model of that name is served."""
+    """No model, or no adapter, of that name is served."""
 
     http_status = 404
 

@@ -27,6 +27,7 @@ class EngineRequest:
         request_id: unique among the engine's live requests.
         prompt_token_ids: at least one id.
         cache_salt: seeds the prefix-cache hashes, so that tenants with different salts never share blocks.
+        adapter: the name of the LoRA adapter that it is for; "" is the base. Seeds the prefix-cache hashes too.
         resumed: one entry a sequence for a request that ran elsewhere before (replica failure, drain); else empty.
         arrival_time: seconds of `time.monotonic()`; orders first come, first served.
     """
@@ -35,6 +36,7 @@ class EngineRequest:
     prompt_token_ids: Sequence[int]
     sampling_params: SamplingParams
     cache_salt: str = ""
+    adapter: str = ""
     resumed: tuple[ResumedSequence, ...] = ()
     arrival_time: float = field(default_factory=time.monotonic)
 

@@ -20,6 +20,7 @@ def make_group(request: EngineRequest, seed: int, root_hash: bytes) -> SequenceG
         seed,
         root_hash,
         request.arrival_time,
+        request.adapter,
     )
     if group.is_finished:
         raise RequestError("every resumed sequence is finished", param="resumed")

@@ -158,6 +158,8 @@ class SequenceGroup:
         live_seqs: those that have not ended; a list of its own after each end, so that it can be iterated meanwhile.
         seed: of this request's draws.
         root_hash: the start of its block-hash chain.
+        adapter: the name of its LoRA adapter; "" is the base.
+        adapter_slot: where that is resident, from the group's first admission to its end; None before, -1 for the base.
         num_cached_tokens: prompt tokens found in the prefix cache at first admission; -1 before it.
         num_prefix_blocks: where the last look at the prefix cache found its cached prefix to end; a waiting group's.
         started_at: when its first step began, in the engine's clock; None before.
@@ -167,6 +169,8 @@ class SequenceGroup:
     """
 
     __slots__ = (
+        "adapter",
+        "adapter_slot",
         "arrival_time",
         "beam_search",
         "fork_point",
@@ -193,6 +197,7 @@ class SequenceGroup:
         seed: int,
         root_hash: bytes,
         arrival_time: float,
+        adapter: str = "",
     ) -> None:
         assert seqs
         self.request_id = request_id
@@ -202,6 +207,8 @@ class SequenceGroup:
         self.seed = seed
         self.root_hash = root_hash
         self.arrival_time = arrival_time
+        self.adapter = adapter
+        self.adapter_slot: int | None = None
         self.num_cached_tokens = -1
         self.num_prefix_blocks = 0
         self.started_at: float | None = None

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from engine.config import CacheConfig, EngineConfig
-from engine.errors import ConfigError, PromptTooLongError, RequestError
+from engine.errors import ConfigError, ModelNotFoundError, PromptTooLongError, RequestError
 from engine.memory import BuddyAllocator, ReservationPolicy, run_size
 from engine.model_config import ModelConfig
 from engine.request import EngineRequest
@@ -43,6 +43,7 @@ class RequestValidator:
     Args:
         num_pinned_blocks: how many blocks shared prefixes hold for good, asked at each check.
         can_match_text: whether the engine has a tokenizer.
+        adapters: the adapters that requests may name.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class RequestValidator:
         max_model_len: int,
         num_pinned_blocks: Callable[[], int],
         can_match_text: bool,
+        adapters: Container[str] = (),
     ) -> None:
+        self._adapters = adapters
         self._num_pinned_blocks = num_pinned_blocks
         self._can_match_text = can_match_text
         self._vocab_size = model.vocab_size
@@ -63,6 +66,10 @@ class RequestValidator:
 
     def check(self, request: EngineRequest) -> None:
         """Raise RequestError if the request can never be served."""
+        if request.adapter and request.adapter not in self._adapters:
+            raise ModelNotFoundError(
+                f"the adapter {request.adapter!r} does not exist", param="model", code="model_not_found"
+            )
         self._check_tokens(request)
         self._check_lengths(request)
         self._check_group(request)

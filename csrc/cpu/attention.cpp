@@ -85,8 +85,7 @@ void attend_segment(const QuirePagedAttentionParams& p, const QueryTile& tile, i
         for_row_groups(rows.num_rows,
                        ScoreRows{rows.queries, rows.dim, rows.keys, rows.head_dim, num_tokens, rows.scores});
         rows.weigh(position, nullptr, nullptr);
-        TilePrefetch nothing(0);
-        rows.add_values(values, num_tokens, &nothing);
+        rows.add_values(values, num_tokens);
     });
 }
 

@@ -125,6 +125,14 @@ QuireDecoder* make_decoder(const QuireDecoderParams& p) {
     return decoder.release();
 }
 
+int check_adapter_slot(const QuireDecoder& decoder, int32_t slot) {
+    if (slot == -1) return QUIRE_OK;
+    const int32_t count = static_cast<int32_t>(decoder.adapters.size());
+    QUIRE_CHECK(check_range(kStep, "adapter_slots", slot, -1, count - 1));
+    if (!decoder.adapters[static_cast<size_t>(slot)].layers.empty()) return QUIRE_OK;
+    return fail(QUIRE_INVALID_ARGUMENT, "%s: adapter slot %d is empty", kStep, slot);
+}
+
 int check_sequence(const QuireDecoderParams& p, const QuireStepParams& step, int seq) {
     const int begin = step.query_start_loc[seq], seq_len = step.seq_lens[seq];
     QUIRE_CHECK(check_range(kStep, "query_start_loc", step.query_start_loc[seq + 1], begin + 1, step.num_tokens));
@@ -149,7 +157,8 @@ int check_sample(const QuireDecoderParams& p, const QuireStepParams& step, const
     return sample.num_candidates > 0 ? check_not_null(kStep, "candidates", sample.candidates) : int{QUIRE_OK};
 }
 
-int check_step(const QuireDecoderParams& p, const QuireStepParams& step) {
+int check_step(const QuireDecoder& decoder, const QuireStepParams& step) {
+    const QuireDecoderParams& p = decoder.params;
     QUIRE_CHECK(check_range(kStep, "num_threads", step.num_threads, 1, INT32_MAX));
     QUIRE_CHECK(check_range(kStep, "num_tokens", step.num_tokens, 1, 1 << 24));
     QUIRE_CHECK(check_range(kStep, "num_seqs", step.num_seqs, 1, step.num_tokens));
@@ -167,7 +176,10 @@ int check_step(const QuireDecoderParams& p, const QuireStepParams& step) {
         QUIRE_CHECK(check_range(kStep, "logits_rows", step.logits_rows[i], 0, step.num_tokens - 1));
     }
     QUIRE_CHECK(check_range(kStep, "query_start_loc[0]", step.query_start_loc[0], 0, 0));
-    for (int seq = 0; seq < step.num_seqs; ++seq) QUIRE_CHECK(check_sequence(p, step, seq));
+    for (int seq = 0; seq < step.num_seqs; ++seq) {
+        QUIRE_CHECK(check_sequence(p, step, seq));
+        if (step.adapter_slots != nullptr) QUIRE_CHECK(check_adapter_slot(decoder, step.adapter_slots[seq]));
+    }
     QUIRE_CHECK(check_range(kStep, "query_start_loc of the end", step.query_start_loc[step.num_seqs], step.num_tokens,
                             step.num_tokens));
     for (int i = 0; i < step.num_tokens; ++i) {
@@ -212,7 +224,7 @@ int quire_decoder_step(QuireDecoder* decoder, const QuireStepParams* params) {
     QUIRE_CHECK(check_not_null(kStep, "decoder", decoder));
     if (params == nullptr) return fail(QUIRE_INVALID_ARGUMENT, "%s: params is NULL", kStep);
     QUIRE_CHECK(check_header(kStep, params->size, params->abi_version, sizeof *params));
-    QUIRE_CHECK(check_step(decoder->params, *params));
+    QUIRE_CHECK(check_step(*decoder, *params));
     try {
         return run_step(decoder, *params);
     } catch (const std::bad_alloc&) {

@@ -75,6 +75,20 @@ inline VocabRange own_vocab(const QuireDecoderParams& p) {
     return vocab_of(p, p.communicator == nullptr ? 0 : p.communicator->rank());
 }
 
+// An adapter in its slot: a table as long as the decoder's layers, or none.
+struct Adapter {
+    std::vector<QuireAdapterLayer> layers;
+    int64_t width = 0;  // the largest sum of ranks of a group
+    bool in_bfloat16 = false;
+};
+
+// Rows of a step that have one adapter; a longer stretch is cut into several.
+struct AdapterRun {
+    int32_t slot;
+    int64_t first_row;
+    int64_t end_row;
+};
+
 }  // namespace quire
 
 struct QuireDecoder {
@@ -83,6 +97,7 @@ struct QuireDecoder {
     quire::KVLayout layout;
 
     std::vector<int32_t> vocab_starts;
+    std::vector<quire::Adapter> adapters;  // by slot
 
     // Biases in full panels, which the weights above point to.
     std::vector<std::unique_ptr<std::vector<float>>> biases;
@@ -91,12 +106,15 @@ struct QuireDecoder {
     std::vector<int32_t> positions;  // of each row
     std::vector<int64_t> slots;
     std::vector<quire::QueryTile> tiles;
+    std::vector<quire::AdapterRun> runs;  // by their first rows
+    bool runs_round = false;              // some of them want their input in bfloat16
     quire::Buffer<float> residual;    // [tokens, hidden_size]
     quire::Activations normed;        // what attention and MLP read
     quire::Activations qkv;           // q, then k, then v, each in full panels
     quire::Activations attended;
     quire::Activations inner;         // of the MLP
     quire::Activations branch;        // what attention or MLP adds to the residual, where it is summed or normed first
+    quire::Activations adapted;       // x A^T: [tokens, a group's ranks]
     quire::Activations embedded;      // [rows, embedding_dim]
     quire::Buffer<float> logits;      // [samples, vocab_size in full panels], or this rank's part of the vocabulary
 };

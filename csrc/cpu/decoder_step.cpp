@@ -13,6 +13,7 @@
 
 #include "error.h"
 #include "isa.h"
+#include "step_adapters.h"
 #include "step_attention.h"
 #include "step_head.h"
 #include "step_products.h"
@@ -37,10 +38,12 @@ public:
     int run() {
         if (!reserve()) return out_of_memory();
         place_rows();
+        cut_adapter_runs(d_, asked_, kernels_);
+        if (!reserve_adapted(step_)) return out_of_memory();
         QUIRE_CHECK(embed());
         for (int layer = 0; layer < p_.num_layers; ++layer) {
             QUIRE_CHECK(attention_block(d_.layers[static_cast<size_t>(layer)], layer));
-            QUIRE_CHECK(mlp_block(d_.layers[static_cast<size_t>(layer)]));
+            QUIRE_CHECK(mlp_block(d_.layers[static_cast<size_t>(layer)], layer));
         }
         spent(&QuireStepTimes::other);
         QUIRE_CHECK(sample());
@@ -145,13 +148,14 @@ private:
     }
 
     // residual += x W^T, with norms of the product or of the sum where the model has them.
-    int add_to_residual(const QuireWeight& w, const Activations& x, const QuireNorm& out_norm, const QuireNorm& norm) {
+    int add_to_residual(const QuireWeight& w, const Activations& x, AdapterSite site, const QuireNorm& out_norm,
+                        const QuireNorm& norm) {
         const bool normed = out_norm.weight != nullptr, apart = normed || p_.communicator != nullptr;
         if (apart) {
-            multiply(step_, {{&w, d_.branch.row(0), d_.branch.width, false}}, x, rows());
+            multiply_adapted(step_, {{&w, d_.branch.row(0), d_.branch.width, false}}, x, site);
             QUIRE_CHECK(all_reduce(d_.branch.row(0), rows() * d_.branch.width, &QuireStepTimes::matrices));
         } else {
-            multiply(step_, {{&w, residual(0), step_.residual_stride(), true}}, x, rows());
+            multiply_adapted(step_, {{&w, residual(0), step_.residual_stride(), true}}, x, site);
         }
         spent(&QuireStepTimes::matrices);
         if (!apart && !p_.post_norm) return QUIRE_OK;
@@ -168,47 +172,52 @@ private:
         spent(&QuireStepTimes::other);
         const QkvColumns columns = qkv_columns(layer);
         float* const qkv = d_.qkv.row(0);
-        multiply(step_,
-                 {{&layer.query, qkv, d_.qkv.width, false},
-                  {&layer.key, qkv + columns.key, d_.qkv.width, false},
-                  {&layer.value, qkv + columns.value, d_.qkv.width, false}},
-                 d_.normed, rows());
+        multiply_adapted(step_,
+                         {{&layer.query, qkv, d_.qkv.width, false},
+                          {&layer.key, qkv + columns.key, d_.qkv.width, false},
+                          {&layer.value, qkv + columns.value, d_.qkv.width, false}},
+                         d_.normed, {index, &QuireAdapterLayer::attention_in});
         spent(&QuireStepTimes::matrices);
         const LayerCache cache = layer_cache(step_, index);
         rotate_and_store(step_, layer, cache);
         spent(&QuireStepTimes::other);
         if (!attend(step_, layer, cache)) return out_of_memory();
         spent(&QuireStepTimes::attention);
-        return add_to_residual(layer.attention_out, d_.attended, layer.attention_out_norm, layer.attention_norm);
+        return add_to_residual(layer.attention_out, d_.attended, {index, &QuireAdapterLayer::attention_out}, layer.attention_out_norm,
+                               layer.attention_norm);
     }
 
-    int mlp_block(const QuireDecoderLayer& layer) {
+    int mlp_block(const QuireDecoderLayer& layer, int index) {
         read_residual(layer.mlp_norm, {&layer.gate, &layer.up});
         spent(&QuireStepTimes::other);
+        const AdapterSite site{index, &QuireAdapterLayer::mlp_in};
+        shrink(step_, d_.normed, site);
         const int64_t panels = num_panels(layer.up.n), row_blocks = (rows() + kRowBlock - 1) / kRowBlock;
         int64_t chunk = panels * row_blocks / (asked_.num_threads * kItemsPerThread) / 2 * 2;
         chunk = chunk < 2 ? 2 : least(chunk, kMlpPanels);
         const int64_t chunks = (panels + chunk - 1) / chunk;
         parallel_for(asked_.num_threads, chunks * row_blocks, [&](int64_t item) {
             const int64_t first = item % chunks * chunk, block = item / chunks * kRowBlock;
-            mlp_item(layer, {block, least(block + kRowBlock, rows()), first, least(first + chunk, panels)});
+            mlp_item(layer, site, {block, least(block + kRowBlock, rows()), first, least(first + chunk, panels)});
         });
         spent(&QuireStepTimes::matrices);
-        return add_to_residual(layer.down, d_.inner, layer.mlp_out_norm, layer.mlp_norm);
+        return add_to_residual(layer.down, d_.inner, {index, &QuireAdapterLayer::down}, layer.mlp_out_norm, layer.mlp_norm);
     }
 
     // activation(gate) * up, or activation(up), for some columns; and in the form that `down` wants.
-    void mlp_item(const QuireDecoderLayer& layer, const MatmulRange& range) const {
+    void mlp_item(const QuireDecoderLayer& layer, AdapterSite site, const MatmulRange& range) const {
         const bool gated = layer.gate.data != nullptr;
         const int64_t begin = range.first_panel * kPanel, end = least(range.end_panel * kPanel, layer.up.n);
         float up[kRowBlock * kMlpPanels * kPanel];
         const int64_t up_stride = (range.end_panel - range.first_panel) * kPanel;
         const Product first{gated ? &layer.gate : &layer.up, d_.inner.row(0), d_.inner.width, false};
         multiply_range(step_, first, d_.normed, range);
+        expand(step_, first, site, gated ? 0 : 1, range);
         if (gated) {
             // The range's first row and column are the first of `up`.
             const Product second{&layer.up, up - range.first_row * up_stride - begin, up_stride, false};
             multiply_range(step_, second, d_.normed, range);
+            expand(step_, second, site, 1, range);
         }
         const RowForms forms = forms_for(step_, {&layer.down});
         for (int64_t row = range.first_row; row < range.end_row; ++row) {

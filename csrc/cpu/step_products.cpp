@@ -13,7 +13,7 @@ RowForms form_for(const Step& step, const QuireWeight& w) {
 }  // namespace
 
 RowForms forms_for(const Step& step, std::initializer_list<const QuireWeight*> readers) {
-    RowForms forms{false, false};
+    RowForms forms{false, step.decoder.runs_round};
     for (const QuireWeight* w : readers) {
         const RowForms form = form_for(step, *w);
         forms = {forms.codes || form.codes, forms.rounded || form.rounded};
@@ -32,29 +32,36 @@ void prepare(const Step& step, const Activations& x, int64_t count, int64_t colu
     if (forms.any()) step.for_rows(count, columns, [&](int64_t row) { convert(step, x, row, 0, columns, forms); });
 }
 
-void multiply(const Step& step, std::initializer_list<Product> products, const Activations& x, int64_t count) {
+ProductItems::ProductItems(const Step& step, std::initializer_list<Product> products, const Activations& x, int64_t count)
+    : step_(step), products_(products), x_(x), count_(count) {
     const int num_threads = step.asked.num_threads;
     int64_t panels = 0;
     for (const Product& product : products) panels += num_panels(product.weight->n);
     const int64_t wanted = num_threads == 1 ? 1 : num_threads * kItemsPerThread;
     const int64_t row_blocks = (count + kRowBlock - 1) / kRowBlock;
-    int64_t chunk = panels * row_blocks / wanted;
-    chunk = chunk < 1 ? 1 : least(chunk, 64);
-    int64_t items = 0;
-    for (const Product& product : products) items += (num_panels(product.weight->n) + chunk - 1) / chunk;
-    parallel_for(num_threads, items * row_blocks, [&](int64_t item) {
-        const int64_t block = item / items;
-        int64_t index = item % items;
-        for (const Product& product : products) {
-            const int64_t panels_here = num_panels(product.weight->n), chunks = (panels_here + chunk - 1) / chunk;
-            if (index < chunks) {
-                const int64_t first = index * chunk, end = least(first + chunk, panels_here);
-                const MatmulRange range{block * kRowBlock, least((block + 1) * kRowBlock, count), first, end};
-                return multiply_range(step, product, x, range);
-            }
-            index -= chunks;
+    chunk_ = panels * row_blocks / wanted;
+    chunk_ = chunk_ < 1 ? 1 : least(chunk_, 64);
+    for (const Product& product : products) items_ += (num_panels(product.weight->n) + chunk_ - 1) / chunk_;
+    size_ = items_ * row_blocks;
+}
+
+void ProductItems::run(int64_t item) const {
+    const int64_t block = item / items_;
+    int64_t index = item % items_;
+    for (const Product& product : products_) {
+        const int64_t panels_here = num_panels(product.weight->n), chunks = (panels_here + chunk_ - 1) / chunk_;
+        if (index < chunks) {
+            const int64_t first = index * chunk_, end = least(first + chunk_, panels_here);
+            const MatmulRange range{block * kRowBlock, least((block + 1) * kRowBlock, count_), first, end};
+            return multiply_range(step_, product, x_, range);
         }
-    });
+        index -= chunks;
+    }
+}
+
+void multiply(const Step& step, std::initializer_list<Product> products, const Activations& x, int64_t count) {
+    const ProductItems items(step, products, x, count);
+    parallel_for(step.asked.num_threads, items.size(), [&](int64_t item) { items.run(item); });
 }
 
 void multiply_range(const Step& step, const Product& product, const Activations& x, const MatmulRange& range) {

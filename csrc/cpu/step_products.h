@@ -26,6 +26,7 @@ struct RowForms {
     bool any() const { return codes || rounded; }
 };
 
+// Those of the weights, and of the adapters in use beside them.
 RowForms forms_for(const Step& step, std::initializer_list<const QuireWeight*> readers);
 
 // Columns begin .. end of a row into these forms; as for DecoderKernels::quantize.
@@ -34,6 +35,25 @@ void convert(const Step& step, const Activations& x, int64_t row, int64_t begin,
 // All columns of the first `count` rows into what their readers want.
 void prepare(const Step& step, const Activations& x, int64_t count, int64_t columns,
              std::initializer_list<const QuireWeight*> readers);
+
+// The items of some products of the first `count` rows of x, to be run in any order and on any thread. `products` must
+// outlive it.
+class ProductItems {
+public:
+    ProductItems(const Step& step, std::initializer_list<Product> products, const Activations& x, int64_t count);
+
+    int64_t size() const { return size_; }
+    void run(int64_t item) const;
+
+private:
+    const Step& step_;
+    const std::initializer_list<Product> products_;
+    const Activations& x_;
+    const int64_t count_;
+    int64_t chunk_ = 0;  // panels of an item
+    int64_t items_ = 0;  // of a row block
+    int64_t size_ = 0;
+};
 
 // The first `count` rows of x times each product's weight.
 void multiply(const Step& step, std::initializer_list<Product> products, const Activations& x, int64_t count);

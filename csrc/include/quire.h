@@ -21,7 +21,7 @@
 
 #include <stdint.h>
 
-#define QUIRE_ABI_VERSION 2
+#define QUIRE_ABI_VERSION 3
 
 #if defined(__GNUC__)
 #define QUIRE_API __attribute__((visibility("default")))

@@ -189,6 +189,29 @@ typedef struct QuireStepTimes {
     int64_t total;
 } QuireStepTimes;
 
+/* What an adapter (LoRA, arXiv 2106.09685) adds to matrices that read one input: y_i += (x A_i^T) B_i^T, its scale being in
+ * B. `a` is [the ranks' sum, k], the A of each matrix in the order of `b`; b[i] is [n, its rank]. data NULL: nothing is
+ * added, and the rank is 0. All are FLOAT32 or all BFLOAT16, without a bias. */
+typedef struct QuireAdapterGroup {
+    QuireWeight a;
+    QuireWeight b[3];
+} QuireAdapterGroup;
+
+typedef struct QuireAdapterLayer {
+    QuireAdapterGroup attention_in; /* query, key, value */
+    QuireAdapterGroup attention_out;
+    QuireAdapterGroup mlp_in; /* gate, up */
+    QuireAdapterGroup down;
+} QuireAdapterLayer;
+
+typedef struct QuireAdapterParams {
+    uint32_t size;
+    uint32_t abi_version;
+    const QuireAdapterLayer* layers; /* [num_layers], or NULL: the slot is empty from now on */
+    int32_t num_layers;
+    int32_t slot; /* 0 to 4095 */
+} QuireAdapterParams;
+
 typedef struct QuireStepParams {
     uint32_t size;
     uint32_t abi_version;
@@ -197,6 +220,7 @@ typedef struct QuireStepParams {
     const int32_t* seq_lens;        /* [num_seqs], tokens cached once this step's are written */
     const int32_t* block_tables;    /* [num_seqs, max_blocks] */
     const int32_t* logits_rows;     /* [num_logits_rows], the rows of the batch whose logits are needed */
+    const int32_t* adapter_slots;   /* [num_seqs], -1 for the model as it is; NULL: all are */
     QuireSample* samples;           /* [num_samples] */
     QuireStepTimes* times;          /* or NULL */
     int64_t block_table_stride;
@@ -218,8 +242,12 @@ QUIRE_API int quire_kv_block_bytes(int32_t kv_type, int32_t num_layers, int32_t 
 QUIRE_API int quire_decoder_create(const QuireDecoderParams* params, QuireDecoder** decoder);
 QUIRE_API void quire_decoder_destroy(QuireDecoder* decoder);
 
+/* Put an adapter into a slot, or empty it. The decoder keeps the pointers of the weights; the table itself is copied. */
+QUIRE_API int quire_decoder_set_adapter(QuireDecoder* decoder, const QuireAdapterParams* params);
+
 /* Compute the rows of a step: write their K and V, and fill the samples. One call at a time for a decoder. A sequence's
- * results do not depend on the batch, on how its prompt was cut into chunks, or on num_threads.
+ * results do not depend on the batch, on how its prompt was cut into chunks, or on num_threads; nor on others' adapters,
+ * but sequences of one adapter cost less if they stand side by side.
  * With a communicator all ranks make the call with the same rows and logits_rows; only rank 0 may have samples. */
 QUIRE_API int quire_decoder_step(QuireDecoder* decoder, const QuireStepParams* params);
 

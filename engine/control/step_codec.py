@@ -1,7 +1,8 @@
 """A step's work as one run of bytes: what all ranks of a tensor-parallel engine act on (§4.6).
 
     counts   int32 [6]      how many there are of each of the following; of copies, to swap out, to swap in, to copy
-    rows     int64 [5, n]   of each scheduled sequence: its id, start, how many tokens and blocks, whether it draws
+    rows     int64 [6, n]   of each scheduled sequence: its id, start, how many tokens and blocks, whether it draws, and
+                            its adapter's slot
     copies   int32 [n, 2]   blocks to swap out, to swap in, and to copy
     tokens   int32 [n]      of all sequences, one after the other
     blocks   int32 [n]      their block tables
@@ -29,7 +30,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduling import SampleRequest, ScheduledSequence, SchedulerOutput
 
 _INT32, _INT64 = np.dtype("<i4"), np.dtype("<i8")
-_NUM_COUNTS, _ROW_FIELDS = 6, 5
+_NUM_COUNTS, _ROW_FIELDS = 6, 6
 _NO_TOKENS: Int32Array = np.empty(0, dtype=np.int32)
 
 # What a rank other than 0 finds as the draws of a row whose logits it helps to compute.
@@ -38,9 +39,11 @@ DRAWN_BY_RANK_0 = (SampleRequest(-1, "", SamplingParams(), 0, 0, 0, 0, _NO_TOKEN
 
 def encode_step(output: SchedulerOutput) -> bytes:
     """The step for the ranks that do not draw."""
-    seq_ids, starts, tokens, blocks, samples = zip(*output.scheduled, strict=True) if output.scheduled else ((),) * 5
+    assert not any(output.adapters), "adapters are not split over ranks"
+    columns = zip(*output.scheduled, strict=True) if output.scheduled else ((),) * 6
+    seq_ids, starts, tokens, blocks, samples, slots = columns
     token_counts, block_counts = list(map(len, tokens)), list(map(len, blocks))
-    rows = array("q", (*seq_ids, *starts, *token_counts, *block_counts, *map(bool, samples)))
+    rows = array("q", (*seq_ids, *starts, *token_counts, *block_counts, *map(bool, samples), *slots))
     copies = (*output.blocks_to_swap_out, *output.blocks_to_swap_in, *output.blocks_to_copy)
     counts = (
         len(seq_ids),
@@ -66,13 +69,14 @@ def decode_step(message: bytes) -> SchedulerOutput:
     tokens = reader.array(_INT32, num_tokens)
     blocks = reader.array(_INT32, num_blocks)
     reader.finish()
-    seq_ids, starts, token_counts, block_counts, draws = rows.tolist()
+    seq_ids, starts, token_counts, block_counts, draws, slots = rows.tolist()
     columns = (
         seq_ids,
         starts,
         _parts(tokens, token_counts),
         _parts(blocks, block_counts),
         [DRAWN_BY_RANK_0 if draw else () for draw in draws],
+        slots,
     )
     scheduled = tuple(map(ScheduledSequence._make, zip(*columns, strict=True)))
     copies = tuple(BlockCopy(source, destination) for source, destination in pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
+from engine.adapters import LoraAdapter
 from engine.config import CacheConfig
 from engine.preemption import SwapCost
 from engine.scheduling import SamplerOutput, SchedulerOutput
@@ -20,6 +21,10 @@ class Executor(Protocol):
     def swap_cost(self) -> SwapCost | None:
         """What moving blocks to the host and back costs; None without a swap pool."""
         ...
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """What an adapter takes on the device while it is resident; by default as float32."""
+        return 4 * adapter.num_elements
 
     def check_health(self) -> None:
         """Raise EngineDeadError if steps can no longer be run. By default, the caller's own process is all there is."""
@@ -82,6 +87,9 @@ class UniprocExecutor(AsyncExecutor):
 
     def swap_cost(self) -> SwapCost | None:
         return self._worker.swap_cost
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        return self._worker.adapter_bytes(adapter)
 
     def choose_num_blocks(self, max_model_len: int) -> int:
         """See Worker."""

@@ -12,6 +12,8 @@ from engine.errors import CommunicatorError, ConfigError
 from engine.kernels.communicator_abi import COMMUNICATION_FAILED
 from engine.kernels.decoder_abi import (
     Activation,
+    AdapterLayer,
+    AdapterParams,
     DecoderLayer,
     DecoderParams,
     KVType,
@@ -104,6 +106,19 @@ class NativeDecoder:
             raise CommunicatorError(self._library.last_error())
         if status:
             self._library.raise_last_error("decoder_step")
+
+    def set_adapter(self, slot: int, layers: ctypes.Array[AdapterLayer] | None) -> None:
+        """Put an adapter into a slot, or empty it with None. What the weights point to is the caller's to keep as long.
+
+        Raises:
+            KernelError: it does not fit the decoder.
+        """
+        params = AdapterParams()
+        params.slot = slot
+        if layers is not None:
+            params.layers, params.num_layers = layers, len(layers)
+        if self._library.symbols.quire_decoder_set_adapter(self._handle, ctypes.byref(params)):
+            self._library.raise_last_error("decoder_set_adapter")
 
     def _describe(self, config: ModelConfig) -> DecoderParams:
         params = DecoderParams()

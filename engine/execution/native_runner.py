@@ -9,7 +9,9 @@ import numpy as np
 from engine.config import EngineConfig
 from engine.decoding.sampler import Sampler
 from engine.errors import ConfigError
+from engine.execution.adapter_order import by_adapter
 from engine.execution.host_cache import HostCache
+from engine.execution.native_adapters import NativeAdapters
 from engine.execution.native_decoder import NativeDecoder
 from engine.execution.native_samples import SAMPLE, NativeSamples
 from engine.execution.sample_rows import sample_rows
@@ -30,6 +32,7 @@ class NativeModelRunner:
         max_blocks: blocks of one sequence.
         num_threads: of the C++ call.
         draws: whether tokens are drawn here: on one rank of several.
+        adapters: the decoder's slots of adapters; None where steps have none.
     """
 
     def __init__(
@@ -42,7 +45,9 @@ class NativeModelRunner:
         max_blocks: int,
         num_threads: int,
         draws: bool = True,
+        adapters: NativeAdapters | None = None,
     ) -> None:
+        self._adapters = adapters
         self._decoder = decoder
         self._weights = weights
         self._cache = cache
@@ -56,6 +61,7 @@ class NativeModelRunner:
         self._token_ids = np.zeros(self._max_tokens, dtype=np.int32)
         self._query_start_loc = np.zeros(max_seqs + 1, dtype=np.int32)
         self._seq_lens = np.zeros(max_seqs, dtype=np.int32)
+        self._adapter_slots = np.zeros(max_seqs, dtype=np.int32)
         self._block_tables = np.zeros((max_seqs, max_blocks), dtype=np.int32)
         self._times = StepTimes()
         self._calls = 0
@@ -65,8 +71,11 @@ class NativeModelRunner:
         self._cache.swap_out(output.blocks_to_swap_out)
         self._cache.swap_in(output.blocks_to_swap_in)
         self._cache.copy(output.blocks_to_copy)
+        if self._adapters is not None:
+            self._adapters.apply(output.adapters)
         if not output.scheduled:
             return SamplerOutput()
+        output = by_adapter(output)
         self._fill(output)
         batch_rows, requests, rows = sample_rows(output)
         if not self._draws:
@@ -122,6 +131,7 @@ class NativeModelRunner:
         params = StepParams()
         params.token_ids = self._token_ids.ctypes.data
         params.query_start_loc = self._query_start_loc.ctypes.data
+        params.adapter_slots = self._adapter_slots.ctypes.data
         params.seq_lens = self._seq_lens.ctypes.data
         params.block_tables = self._block_tables.ctypes.data
         params.block_table_stride = params.max_blocks = self._block_tables.shape[1]
@@ -136,6 +146,7 @@ class NativeModelRunner:
             begin, end = end, end + len(item.token_ids)
             self._token_ids[begin:end] = item.token_ids
             self._query_start_loc[row + 1] = end
+            self._adapter_slots[row] = item.adapter_slot
             self._seq_lens[row] = item.start + end - begin
             self._block_tables[row, : len(item.block_table)] = item.block_table
         self._params.num_seqs, self._params.num_tokens = len(scheduled), end

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 
+from engine.adapters import LoraAdapter
 from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError
 from engine.execution.host import cpu_multiplies_bfloat16, host_kv_cache_budget, num_available_cores
 from engine.execution.host_cache import HostCache
+from engine.execution.native_adapters import NativeAdapters, adapter_bytes
 from engine.execution.native_decoder import NativeDecoder, kv_block_bytes
 from engine.execution.native_runner import NativeModelRunner
 from engine.execution.worker import Worker
@@ -81,6 +83,9 @@ class NativeWorker(Worker):
     def block_bytes(self) -> int:
         return kv_block_bytes(self._library, self._shard_config, self._kv_dtype, self._config.block_size)
 
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        return adapter_bytes(self._library, adapter, self._policy.dtype)
+
     def kv_cache_budget(self) -> int:
         return host_kv_cache_budget(self._config.gpu_memory_utilization) // self._parallel.num_local_ranks
 
@@ -116,6 +121,9 @@ class NativeWorker(Worker):
             cache_config.blocks_for(max_model_len),
             self._num_threads,
             draws=self._parallel.rank == 0,
+            adapters=NativeAdapters(
+                self._library, decoder, self._shard_config.num_layers, self._policy.dtype, self._num_threads
+            ),
         )
 
 

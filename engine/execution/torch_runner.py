@@ -8,6 +8,7 @@ import torch
 from engine.config import EngineConfig
 from engine.decoding.sampler import Sampler
 from engine.errors import ConfigError
+from engine.execution.adapter_order import by_adapter
 from engine.execution.cache_engine import CacheEngine
 from engine.execution.decode_graphs import Capture, DecodeGraphs, capture_sizes
 from engine.execution.device_draws import DeviceDraws
@@ -15,6 +16,7 @@ from engine.execution.executor import FinishedStep, PendingStep
 from engine.execution.input_batch import InputBatch, StepInputs
 from engine.execution.pinned import PinnedPair
 from engine.execution.sample_rows import sample_rows
+from engine.execution.torch_adapters import TorchAdapters
 from engine.int32_buffer import Int32Array
 from engine.kernels.cuda_only import CudaOnlyKernels
 from engine.loading.stored_tensor import FloatArray
@@ -31,7 +33,8 @@ class TorchModelRunner:
         draws: whether tokens are drawn here: on one rank of several.
         cuda_only: draws tokens on the device, so that a step need not end before the next is submitted; None draws on
             the host.
-        capture: captures graphs of decoding steps; None computes all steps eagerly.
+        capture: captures graphs of decoding steps; None computes all steps eagerly, as those with adapters always are.
+        adapters: the model's slots of adapters; None where steps have none.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class TorchModelRunner:
         draws: bool = True,
         cuda_only: CudaOnlyKernels | None = None,
         capture: Capture | None = None,
+        adapters: TorchAdapters | None = None,
     ) -> None:
+        self._adapters = adapters
         self._draws = draws
         self._model = model
         self._cache = cache
@@ -72,10 +77,15 @@ class TorchModelRunner:
         """Queue a step on the current stream. Where tokens are drawn on the device, it may go on from those in flight,
         and nothing waits for it here."""
         self._cache.begin_step(output)
+        has_adapters = False
+        if self._adapters is not None:
+            output = by_adapter(output)
+            self._adapters.apply(output.adapters)
+            has_adapters = self._adapters.begin_step(output)
         if not output.scheduled:
             return self._nothing_drawn()
         batch_rows, requests, logits_rows = sample_rows(output)
-        size = self._graphs.size_for(output) if self._graphs is not None else None
+        size = self._graphs.size_for(output) if self._graphs is not None and not has_adapters else None
         if self._graphs is not None and size is not None:
             logits = self._graphs.run(output, size, self._feed)
             logits_rows = [batch_rows[row] for row in logits_rows]

@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from engine.adapters import LoraAdapter
 from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError
 from engine.execution import platform
@@ -14,6 +15,7 @@ from engine.execution.decode_graphs import CudaCapture
 from engine.execution.executor import PendingStep
 from engine.execution.host import num_available_cores
 from engine.execution.memory_profile import largest_steps, peak_bytes
+from engine.execution.torch_adapters import TorchAdapters
 from engine.execution.torch_runner import TorchModelRunner
 from engine.execution.worker import Worker
 from engine.kernels import select_backend
@@ -78,6 +80,9 @@ class TorchWorker(Worker):
     def block_bytes(self) -> int:
         return CacheEngine.block_bytes(self._shard_config, self._config.block_size, self._kv_dtype)
 
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        return self._dtype.itemsize * adapter.num_elements
+
     def kv_cache_budget(self) -> int:
         activations = 0
         if self._device.type == "cuda":
@@ -138,4 +143,10 @@ class TorchWorker(Worker):
             draws=self._parallel.rank == 0,
             cuda_only=self._cuda_only,
             capture=CudaCapture() if captures else None,
+            adapters=self._make_adapters(),
         )
+
+    def _make_adapters(self) -> TorchAdapters | None:
+        if not self._config.enable_lora:
+            return None
+        return TorchAdapters(self._model, self._kernels, self._dtype, self._device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
+from engine.adapters import LoraAdapter
 from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError
 from engine.execution.executor import FinishedStep, PendingStep
@@ -67,6 +68,10 @@ class Worker(ABC):
     @abstractmethod
     def block_bytes(self) -> int:
         """Bytes of one KV block of all layers."""
+
+    @abstractmethod
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """What an adapter takes while it is resident."""
 
     @abstractmethod
     def kv_cache_budget(self) -> int:

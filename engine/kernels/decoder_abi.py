@@ -179,6 +179,28 @@ class StepTimes(ctypes.Structure):
     ]
 
 
+class AdapterGroup(ctypes.Structure):
+    _fields_ = [("a", Weight), ("b", Weight * 3)]
+
+
+class AdapterLayer(ctypes.Structure):
+    _fields_ = [
+        ("attention_in", AdapterGroup),
+        ("attention_out", AdapterGroup),
+        ("mlp_in", AdapterGroup),
+        ("down", AdapterGroup),
+    ]
+
+
+class AdapterParams(Params):
+    _fields_ = [  # noqa: RUF012
+        *_HEADER,
+        ("layers", ctypes.POINTER(AdapterLayer)),
+        ("num_layers", _I32),
+        ("slot", _I32),
+    ]
+
+
 class StepParams(Params):
     _fields_ = [  # noqa: RUF012
         *_HEADER,
@@ -187,6 +209,7 @@ class StepParams(Params):
         ("seq_lens", _POINTER),
         ("block_tables", _POINTER),
         ("logits_rows", _POINTER),
+        ("adapter_slots", _POINTER),
         ("samples", _POINTER),
         ("times", ctypes.POINTER(StepTimes)),
         ("block_table_stride", _I64),

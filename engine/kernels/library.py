@@ -67,6 +67,7 @@ class KernelLibrary:
         fit the decoder's arguments, but for the handle."""
         if self.symbols.quire_backend_name() == b"cpu":
             self.symbols.quire_decoder_step.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+            self.symbols.quire_decoder_set_adapter.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
             self.symbols.quire_decoder_destroy.argtypes = [ctypes.c_void_p]
             self.symbols.quire_decoder_destroy.restype = None
             declare_communicator(self.symbols)

@@ -8,6 +8,7 @@ from itertools import accumulate
 import torch
 
 from engine.kernels.backend import KernelBackend
+from engine.layers.lora import LinearAdapters
 from engine.layers.weight import WeightTarget
 
 
@@ -16,6 +17,10 @@ class Linear:
 
     Several `out_features` are projections of the same input as one product, their rows one after the other: q, k and v
     of attention, gate and up of a gated MLP.
+
+    Attributes:
+        parts: the projections, as rows of `weight`.
+        adapters: what is added for some rows of a step; None where there are no adapters.
     """
 
     def __init__(
@@ -31,10 +36,14 @@ class Linear:
         self.weight = torch.empty(num_rows, in_features, dtype=dtype, device=device)
         self.bias = torch.empty(num_rows, dtype=dtype, device=device) if bias else None
         self._kernels = kernels
-        self._parts = [slice(end - size, end) for size, end in zip(out_features, accumulate(out_features), strict=True)]
+        self.parts = [slice(end - size, end) for size, end in zip(out_features, accumulate(out_features), strict=True)]
+        self.adapters: LinearAdapters | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._kernels.linear(x, self.weight, self.bias)
+        y = self._kernels.linear(x, self.weight, self.bias)
+        if self.adapters is not None:
+            self.adapters.add_to(y, x)
+        return y
 
     def weight_targets(self, *names: str, transposed: bool = False) -> dict[str, WeightTarget]:
         """Where the checkpoint's tensors go.
@@ -43,7 +52,7 @@ class Linear:
             names: one a projection, or a single one if the checkpoint has fused them too.
             transposed: the checkpoint stores weights as `[in_features, out_features]` (GPT-2's Conv1D).
         """
-        parts = self._parts if len(names) > 1 else [slice(None)]
+        parts = self.parts if len(names) > 1 else [slice(None)]
         targets: dict[str, WeightTarget] = {}
         for name, rows in zip(names, parts, strict=True):
             weight = self.weight[rows]

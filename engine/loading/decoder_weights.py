@@ -52,8 +52,13 @@ class VectorSlot(NamedTuple):
     offset: float = 0.0  # added to each value
 
 
-class _Linear(NamedTuple):
-    """A linear layer's tensor, without ".weight", and this rank's part of it."""
+class Linear(NamedTuple):
+    """A matrix of a decoder layer: rows and columns of a linear layer's tensor, whose name is without ".weight".
+
+    Attributes:
+        key: its name in the native engine; `tensor` may be that of several, fused.
+        rows, columns: this rank's part.
+    """
 
     key: str
     tensor: str
@@ -107,6 +112,15 @@ def decoder_weights(config: ModelConfig, shard: DecoderShard | None = None) -> D
     )
 
 
+def decoder_linears(config: ModelConfig, shard: DecoderShard | None = None) -> Iterator[Linear]:
+    """The matrices of all decoder layers, or one rank's part of them. Raises UnsupportedModelError."""
+    if config.architecture not in WEIGHT_NAMES:
+        raise UnsupportedModelError(f"architecture {config.architecture}", WEIGHT_NAMES)
+    table = _Table(config, WEIGHT_NAMES[config.architecture], shard or split_decoder(config, 1)[0])
+    for layer in range(config.num_layers):
+        yield from table.linears(layer)
+
+
 class _Table:
     def __init__(self, config: ModelConfig, names: WeightNames, shard: DecoderShard) -> None:
         self.config = config
@@ -124,7 +138,7 @@ class _Table:
             yield VectorSlot(f"{key}.bias", f"{name}.bias", (dim,), 0, (dim,))
 
     def layer_matrices(self, layer: int) -> Iterator[MatrixSlot]:
-        for key, tensor, rows, columns, source_rows, source_columns in self._linears(layer):
+        for key, tensor, rows, columns, source_rows, source_columns in self.linears(layer):
             yield MatrixSlot(
                 key,
                 f"{tensor}.weight",
@@ -148,7 +162,7 @@ class _Table:
         if config.qk_norm:
             yield from self.norm(f"{key}.query_norm", f"{prefix}.{names.q_norm}", config.head_dim, bias=False)
             yield from self.norm(f"{key}.key_norm", f"{prefix}.{names.k_norm}", config.head_dim, bias=False)
-        for linear in self._linears(layer):
+        for linear in self.linears(layer):
             if self._is_biased(linear) and (self.shard.rank == 0 or not self._is_summed(linear)):
                 yield VectorSlot(
                     f"{linear.key}.bias",
@@ -163,21 +177,21 @@ class _Table:
         if self.shard.rank == 0:
             return
         for layer in range(self.config.num_layers):
-            for linear in self._linears(layer):
+            for linear in self.linears(layer):
                 if self._is_biased(linear) and self._is_summed(linear):
                     yield f"{linear.tensor}.bias"
 
-    def _is_biased(self, linear: _Linear) -> bool:
+    def _is_biased(self, linear: Linear) -> bool:
         name = linear.key.rpartition(".")[2]
         if name == "attention_out":
             return self.config.attention_out_bias
         return self.config.attention_bias if name in ("query", "key", "value") else self.config.mlp_bias
 
     @staticmethod
-    def _is_summed(linear: _Linear) -> bool:
+    def _is_summed(linear: Linear) -> bool:
         return linear.key.endswith((".attention_out", ".down"))
 
-    def _linears(self, layer: int) -> Iterator[_Linear]:
+    def linears(self, layer: int) -> Iterator[Linear]:
         config, names, shard = self.config, self.names, self.shard
         hidden, head_dim = range(config.hidden_size), config.head_dim
         query, kv = _times(shard.query_heads, head_dim), _times(shard.kv_heads, head_dim)
@@ -186,12 +200,12 @@ class _Table:
         qkv_keys, inner = ("query", "key", "value"), config.intermediate_size
         prefix = names.layer.format(layer)
         yield from _fused(layer, qkv_keys, prefix, names.qkv, (query, kv, kv), (num_query, num_kv, num_kv), hidden)
-        yield _Linear(
+        yield Linear(
             f"layers.{layer}.attention_out", f"{prefix}.{names.attention_out}", hidden, query, len(hidden), num_query
         )
         shards, widths = (shard.mlp,) * len(mlp_in), (inner,) * len(mlp_in)
         yield from _fused(layer, mlp_in, prefix, names.mlp_in, shards, widths, hidden)
-        yield _Linear(f"layers.{layer}.down", f"{prefix}.{names.mlp_out}", hidden, shard.mlp, len(hidden), inner)
+        yield Linear(f"layers.{layer}.down", f"{prefix}.{names.mlp_out}", hidden, shard.mlp, len(hidden), inner)
 
 
 def _fused(
@@ -202,7 +216,7 @@ def _fused(
     shards: tuple[range, ...],
     widths: tuple[int, ...],
     columns: range,
-) -> Iterator[_Linear]:
+) -> Iterator[Linear]:
     """Layers of one input: a tensor each, or one that holds all of them, their rows one after the other."""
     fused = len(tensors) == 1
     first_row = 0
@@ -210,7 +224,7 @@ def _fused(
         start = rows.start + (first_row if fused else 0)
         tensor = f"{prefix}.{tensors[0 if fused else i]}"
         source_rows = sum(widths) if fused else width
-        yield _Linear(
+        yield Linear(
             f"layers.{layer}.{key}", tensor, range(start, start + len(rows)), columns, source_rows, len(columns)
         )
         first_row += width

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 
 from engine.kernels.backend import AttentionMetadata
-from engine.layers import WeightTarget
+from engine.layers import Linear, WeightTarget
 from engine.model_config import ModelConfig
 
 
@@ -34,6 +35,10 @@ class CausalLM(Protocol):
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 `[R, vocab_size]` for the R rows of `hidden` that want them."""
+        ...
+
+    def adaptable_linears(self) -> Iterator[tuple[tuple[str, ...], Linear]]:
+        """The layers that adapters add to: each with a key a projection, as `decoder_weights` names matrices."""
         ...
 
     def weight_targets(self) -> dict[str, WeightTarget]:

@@ -10,6 +10,8 @@ ones, as nn.Module's call machinery costs more than these layers do at batch 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from engine.kernels.backend import AttentionMetadata, KernelBackend
@@ -255,6 +257,17 @@ class Decoder:
             targets |= self.norm.weight_targets(names.final_norm)
         targets |= self.lm_head.weight_targets(names.lm_head)
         return targets
+
+    def adaptable_linears(self) -> Iterator[tuple[tuple[str, ...], Linear]]:
+        mlp_in = ("gate", "up") if self.config.gated_mlp else ("up",)
+        for i, layer in enumerate(self.layers):
+            for names, linear in (
+                (("query", "key", "value"), layer.self_attn.qkv_proj),
+                (("attention_out",), layer.self_attn.o_proj),
+                (mlp_in, layer.mlp.in_proj),
+                (("down",), layer.mlp.out_proj),
+            ):
+                yield tuple(f"layers.{i}.{name}" for name in names), linear
 
     def _embed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         x = self.embed_tokens(input_ids)

@@ -64,8 +64,7 @@ class ColumnParallelLinear(Linear):
                 stretches = [range(sum(sizes))]
             return [(names[0], slice(None), sum(sizes), stretches)]
         return [
-            (name, rows, part.size, [part.own])
-            for name, rows, part in zip(names, self._parts, projections, strict=True)
+            (name, rows, part.size, [part.own]) for name, rows, part in zip(names, self.parts, projections, strict=True)
         ]
 
 

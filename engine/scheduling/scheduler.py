@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from engine.adapters import AdapterManager
 from engine.config import EngineConfig
 from engine.memory import BlockCopy, KVCache
 from engine.preemption import PreemptionPolicy
@@ -39,9 +40,18 @@ class Scheduler:
 
     Args:
         policy: says whether swapping a group is cheaper than recomputing it, when its preemption is due.
+        adapters: gives groups the slots of their adapters; a group that gets none waits, and so do those behind it.
+            By default there are no adapters.
     """
 
-    def __init__(self, config: EngineConfig, kv_cache: KVCache, policy: PreemptionPolicy) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        kv_cache: KVCache,
+        policy: PreemptionPolicy,
+        adapters: AdapterManager | None = None,
+    ) -> None:
+        self._adapters = adapters or AdapterManager()
         self.config = config
         self.kv_cache = kv_cache
         self._policy = policy
@@ -77,6 +87,8 @@ class Scheduler:
 
     def remove(self, group: SequenceGroup) -> None:
         """Forget a group whose sequences have all ended and been released."""
+        if group.adapter_slot is not None:
+            self._adapters.release(group.adapter)
         if group in self.running:
             self.running.remove(group)
         else:
@@ -94,6 +106,7 @@ class Scheduler:
             tuple(step.swap_out),
             tuple(step.swap_in),
             tuple(step.copies),
+            self._adapters.take_changes(),
         )
 
     def _schedule_running(self, step: Step) -> None:
@@ -162,6 +175,10 @@ class Scheduler:
             group = self.waiting[0]
             if num_running + group.num_seats > self.config.max_num_seqs or not self._fits_now(group):
                 return  # strictly first come, first served: nobody overtakes
+            if group.adapter_slot is None:
+                group.adapter_slot = self._adapters.acquire(group.adapter)
+                if group.adapter_slot is None:
+                    return  # all adapters are in use by those that run
             self.waiting.popleft()
             self._allocate(group, step)
             self.running.append(group)
@@ -201,6 +218,8 @@ class Scheduler:
         return writes
 
     def _schedule(self, step: Step, group: SequenceGroup, writes: list[tuple[Sequence, int]]) -> None:
+        slot = group.adapter_slot
+        assert slot is not None, "a group is scheduled without its adapter"
         for seq, num_new in writes:
             step.copies.extend(self.kv_cache.append(seq, num_new))
             start, end = seq.num_computed_tokens, seq.num_computed_tokens + num_new
@@ -211,6 +230,7 @@ class Scheduler:
                     token_ids=seq.token_ids[start:end],
                     block_table=self.kv_cache.block_table(seq).blocks,
                     samples=self._sample_requests(group, seq, end),
+                    adapter_slot=slot,
                 )
             )
             step.budget -= num_new

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from engine.adapters import NO_CHANGES, AdapterChanges
 from engine.int32_buffer import Int32Array
 from engine.memory import BlockCopy
 from engine.sampling_params import SamplingParams
@@ -39,6 +40,7 @@ class ScheduledSequence(NamedTuple):
         token_ids: int32 `[num_new]`, the tokens at positions `start` to `start + num_new - 1`.
         block_table: int32; covers the positions up to `start + num_new - 1`.
         samples: draws from the last row's logits; empty for a chunk that does not end its sequence.
+        adapter_slot: where its LoRA adapter is resident; -1 for the base.
     """
 
     seq_id: int
@@ -46,23 +48,26 @@ class ScheduledSequence(NamedTuple):
     token_ids: Int32Array
     block_table: Int32Array
     samples: tuple[SampleRequest, ...]
+    adapter_slot: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """What one step computes, in the order in which workers do it: copies first, then all rows in one batch.
+    """What one step computes, in the order in which workers do it: adapters, copies, then all rows in one batch.
 
     Attributes:
         scheduled: sequences with at least one token each; their tokens are within the step's budget.
         blocks_to_swap_out: device block to host block, done first; never in one step with swap-ins.
         blocks_to_swap_in: host block to device block.
         blocks_to_copy: copies-on-write, done after the swaps, in order, before anything is written.
+        adapters: which slots of adapters are emptied and filled.
     """
 
     scheduled: tuple[ScheduledSequence, ...]
     blocks_to_swap_out: tuple[BlockCopy, ...] = ()
     blocks_to_swap_in: tuple[BlockCopy, ...] = ()
     blocks_to_copy: tuple[BlockCopy, ...] = ()
+    adapters: AdapterChanges = NO_CHANGES
 
     @property
     def num_tokens(self) -> int:
@@ -75,7 +80,7 @@ class SchedulerOutput:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.scheduled or self.blocks_to_swap_out or self.blocks_to_swap_in)
+        return not (self.scheduled or self.blocks_to_swap_out or self.blocks_to_swap_in or any(self.adapters))
 
 
 class SampledToken(NamedTuple):

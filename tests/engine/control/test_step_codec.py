@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.adapters import NO_CHANGES
 from engine.control.step_codec import DRAWN_BY_RANK_0, decode_step, encode_step
 from engine.memory import BlockCopy
 from engine.sampling_params import MAX_SEED, SamplingParams
@@ -37,9 +38,17 @@ def sample_requests() -> st.SearchStrategy[SampleRequest]:
 
 
 SEQUENCES = st.builds(
-    ScheduledSequence, INT64, INT32, TOKENS, TOKENS, st.lists(sample_requests(), max_size=3).map(tuple)
+    ScheduledSequence,
+    INT64,
+    INT32,
+    TOKENS,
+    TOKENS,
+    st.lists(sample_requests(), max_size=3).map(tuple),
+    st.integers(-1, 4095),
 )
-STEPS = st.builds(SchedulerOutput, st.lists(SEQUENCES, max_size=4).map(tuple), COPIES, COPIES, COPIES)
+STEPS = st.builds(
+    SchedulerOutput, st.lists(SEQUENCES, max_size=4).map(tuple), COPIES, COPIES, COPIES, st.just(NO_CHANGES)
+)
 
 
 def plain(value: Any) -> Any:

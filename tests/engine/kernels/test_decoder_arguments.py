@@ -88,7 +88,7 @@ def test_fields_of_a_step(field: str, value: int | None, decoder: TableDecoder) 
 def test_a_step_of_another_version(decoder: TableDecoder) -> None:
     prepared = Prepared()
     prepared.step.params.size = 8
-    check_refused(decoder, prepared, "params have 8 bytes, the library expects 96")
+    check_refused(decoder, prepared, "params have 8 bytes, the library expects 104")
     prepared = Prepared()
     prepared.step.params.abi_version = 99
     check_refused(decoder, prepared, "ABI version 99")
