@@ -121,7 +121,7 @@ def _engine_deployment(model: ModelArgs, name: str) -> Application:
     if model.engine_config.num_threads is not None:
         actor_options = _with_threads(actor_options, model.engine_config.num_threads)
         deployment = deployment.options(ray_actor_options=actor_options)
-    application: Application = deployment.bind(model.id, model.source, model.engine)
+    application: Application = deployment.bind(model.id, model.source, model.engine_options)
     return application
 
 

@@ -129,10 +129,13 @@ class ModelArgs(Args):
         balancer: how requests are spread over its replicas.
         aliases: further names that requests may use.
         chat_template: a Jinja template, for a checkpoint that has none or in place of its own.
+        adapters: name → PEFT folder of a LoRA adapter, on each node that runs a replica; requests name it `id:name`.
+            The engine's `max_loras`, `max_lora_rank` and `adapter_memory` bound them.
     """
 
     id: str
     source: str = Field(min_length=1)
+    adapters: dict[str, str] = Field(default_factory=dict)
     engine: dict[str, Any] = Field(default_factory=dict)
     deployment: DeploymentArgs = DeploymentArgs()
     balancer: BalancerArgs = BalancerArgs()
@@ -157,6 +160,18 @@ class ModelArgs(Args):
         return value
 
     @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        if self.adapters and "adapters" in self.engine:
+            raise ValueError("adapters: they are given in engine.adapters, too; give them in one place")
+        try:
+            EngineConfig.from_dict(self.engine_options)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+        for name in self.engine_config.adapters:
+            _name(f"{self.id}:{name}")
+        return self
+
+    @model_validator(mode="after")
     def _check_ranks(self) -> Self:
         size, options = self.engine_config.tensor_parallel_size, self.deployment.ray_actor_options
         if size == 1 and self.deployment.placement_group_strategy is not None:
@@ -171,9 +186,19 @@ class ModelArgs(Args):
         return self
 
     @property
+    def engine_options(self) -> dict[str, Any]:
+        """`engine`, with the model's adapters."""
+        return {"enable_lora": True, **self.engine, "adapters": self.adapters} if self.adapters else self.engine
+
+    @property
     def engine_config(self) -> EngineConfig:
         """The engine options as the engine takes them."""
-        return EngineConfig.from_dict(self.engine)
+        return EngineConfig.from_dict(self.engine_options)
+
+    @property
+    def served_ids(self) -> list[str]:
+        """What requests may name: the model, and each of its adapters."""
+        return [self.id, *(f"{self.id}:{name}" for name in self.engine_config.adapters)]
 
 
 Proxy = Literal["serve", "haproxy"]
@@ -220,6 +245,7 @@ class RemoteModel(Args):
         application: its name in Serve.
         source, chat_template: as in that application's entry, for the tokenizer.
         balancer: how this ingress spreads requests over its replicas.
+        adapters: names of the adapters that it has in that application.
     """
 
     id: str
@@ -227,6 +253,7 @@ class RemoteModel(Args):
     source: str = Field(min_length=1)
     chat_template: str | None = None
     balancer: BalancerArgs = BalancerArgs()
+    adapters: tuple[str, ...] = ()
 
     _check_id = field_validator("id")(_name)
 
@@ -279,7 +306,7 @@ class AppArgs(Args):
 
     @model_validator(mode="after")
     def _check_names(self) -> Self:
-        ids = {model.id for model in self.models}
+        ids = {name for model in self.models for name in model.served_ids}
         for name, targets in self.splits.items():
             if missing := targets.keys() - ids:
                 raise ValueError(f"splits.{name}: {min(missing)!r} is not the id of a model")
@@ -292,7 +319,7 @@ class AppArgs(Args):
 
     def _names(self) -> Iterator[str]:
         for model in self.models:
-            yield model.id
+            yield from model.served_ids
             yield from model.aliases
         yield from self.splits
 

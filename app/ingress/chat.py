@@ -38,6 +38,7 @@ async def chat_generation(registry: ModelRegistry, request: ChatCompletionReques
         prompt_token_ids=token_ids,
         sampling_params=request.sampling_params(max_tokens=max_tokens, logprobs=num_logprobs),
         cache_salt=request.cache_salt or "",
+        adapter=model.adapter,
     )
     name = registry.answer_name(request.model, model)
     return Generation(model, [engine_request], continuation=False, name=name)

@@ -56,6 +56,7 @@ async def _engine_request(
         prompt_token_ids=token_ids,
         sampling_params=request.sampling_params(max_tokens=max_tokens, logprobs=request.logprobs),
         cache_salt=request.cache_salt or "",
+        adapter=model.adapter,
     )
 
 

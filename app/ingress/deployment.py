@@ -116,6 +116,7 @@ def _own_models(models: Sequence[ModelArgs], engines: Mapping[str, DeploymentHan
                 client=ReplicaSetClient(model.id, engines[model.id], balancer=_balancer(model.balancer)),
                 tokenizer=tokenizer,
                 context_length=context_length(model, max_position_embeddings),
+                adapters=tuple(model.engine_config.adapters),
             )
             for model, (tokenizer, max_position_embeddings) in zip(models, loaded, strict=True)
         ]

@@ -61,7 +61,8 @@ class ModelTable:
                         load_tokenizer, entry.source, entry.chat_template
                     )
                     client = self._connect(entry)
-                    remote[entry] = (ServedModel(entry.id, client, tokenizer, context_length), client)
+                    model = ServedModel(entry.id, client, tokenizer, context_length, adapters=entry.adapters)
+                    remote[entry] = (model, client)
             served = [pair[0] for pair in remote.values() if pair is not None]
             try:
                 self._registry.replace([*self._own, *served], config.aliases, config.splits)

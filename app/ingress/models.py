@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from app.ingress.client import ModelClient
@@ -15,6 +15,11 @@ from engine.tokenization import Tokenizer
 Splits = Mapping[str, Mapping[str, float]]
 
 
+def adapter_id(model_id: str, adapter: str) -> str:
+    """How requests name an adapter of a model."""
+    return f"{model_id}:{adapter}"
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One model of the configuration.
@@ -23,6 +28,9 @@ class ServedModel:
         context_length: longest sequence in tokens as configuration and checkpoint say; holds until a replica has told
             what its engine was built with.
         created: Unix seconds, for `/v1/models`.
+        adapters: names of its LoRA adapters; each is served as `id:adapter`.
+        adapter: the adapter that requests of this entry are for; "" is the model itself.
+        parent: an adapter's model.
     """
 
     id: str
@@ -30,11 +38,20 @@ class ServedModel:
     tokenizer: Tokenizer
     context_length: int
     created: int = field(default_factory=lambda: int(time.time()))
+    adapters: tuple[str, ...] = ()
+    adapter: str = ""
+    parent: str | None = None
 
     @property
     def max_model_len(self) -> int:
         """Longest sequence in tokens, prompt and output."""
         return self.client.state().max_model_len or self.context_length
+
+    def with_adapters(self) -> Iterator[ServedModel]:
+        """The model, then each of its adapters as an entry of its own."""
+        yield self
+        for name in self.adapters:
+            yield replace(self, id=adapter_id(self.id, name), adapters=(), adapter=name, parent=self.id)
 
 
 class ListedName(NamedTuple):
@@ -45,7 +62,9 @@ class ListedName(NamedTuple):
 
 
 class ModelRegistry:
-    """Looks models up by the request's `model`: an id, an alias, or a split. All of it can change while it serves.
+    """Looks models up by the request's `model`: an id, `id:adapter`, an alias, or a split.
+
+    All of it can change while it serves.
 
     A change replaces the tables as a whole; requests that run keep the model that they began with.
     """
@@ -59,12 +78,15 @@ class ModelRegistry:
         self.replace(models, aliases or {}, splits or {})
 
     def replace(self, models: Iterable[ServedModel], aliases: Mapping[str, str], splits: Splits) -> None:
-        """Take over new tables: models, alias → model id, and split → model id → weight.
+        """Take over new tables: models, alias → model id, and split → model id → weight. An adapter counts as a model.
 
         Raises:
             ConfigError: a name is used twice or points to no model; the old tables stay.
         """
-        table = {model.id: model for model in models}
+        table: dict[str, ServedModel] = {}
+        for model in (entry for base in models for entry in base.with_adapters()):
+            if table.setdefault(model.id, model) is not model:
+                raise ConfigError(f"{model.id!r} is served twice")
         for kind, targets_of in (("alias", {alias: (target,) for alias, target in aliases.items()}), ("split", splits)):
             for name, targets in targets_of.items():
                 if name in table:
@@ -79,7 +101,8 @@ class ModelRegistry:
         self._splits = {name: kept.get(name) or WeightedSplit(weights) for name, weights in splits.items()}
 
     def __iter__(self) -> Iterator[ServedModel]:
-        return iter(self._models.values())
+        """The models, without their adapters."""
+        return (model for model in self._models.values() if not model.adapter)
 
     def names(self) -> list[ListedName]:
         """All names a request may use: ids first, then aliases, then splits."""
@@ -111,9 +134,10 @@ class ModelRegistry:
         """As `get`, but the name may be left out where there is nothing to choose. Uses up no turn of a split."""
         if name is not None:
             return self.named(name).models[0]
-        if len(self._models) != 1:
+        models = list(self)
+        if len(models) != 1:
             raise RequestError("missing required parameter: model", param="model", code="missing_required_parameter")
-        return next(iter(self._models.values()))
+        return models[0]
 
     def answer_name(self, name: str, model: ServedModel) -> str:
         """What a response says its `model` is: the requested name, but a split's says which version has answered."""

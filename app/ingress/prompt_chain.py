@@ -12,8 +12,8 @@ def prompt_chain(request: EngineRequest, fingerprint: str, block_size: int) -> t
     """Hashes of the blocks that could come from a cache: at least one token is always computed.
 
     Args:
-        fingerprint: of the model; with the request's salt it is where the chain begins.
+        fingerprint: of the model; with the request's adapter and salt it is where the chain begins.
     """
     num_blocks = (len(request.prompt_token_ids) - 1) // block_size
     token_ids = np.asarray(request.prompt_token_ids[: num_blocks * block_size], dtype=np.int32)
-    return tuple(hash_blocks(root_hash(fingerprint, salt=request.cache_salt), token_ids, block_size))
+    return tuple(hash_blocks(root_hash(fingerprint, request.adapter, request.cache_salt), token_ids, block_size))

@@ -184,6 +184,7 @@ async def _collect(generation: Generation, deltas: AsyncGenerator[list[ChoiceDel
 
 
 def _model_object(listed: ListedName) -> dict[str, Any]:
+    parents = {model.parent for model in listed.models}
     return {
         "id": listed.name,
         "object": "model",
@@ -191,6 +192,8 @@ def _model_object(listed: ListedName) -> dict[str, Any]:
         "owned_by": "quire",
         # A split's requests go to several models, so that its root is itself and its limit is what all can take.
         "root": listed.models[0].id if len(listed.models) == 1 else listed.name,
+        # Of an adapter, the model that it adapts.
+        "parent": parents.pop() if len(parents) == 1 else None,
         "max_model_len": min(model.max_model_len for model in listed.models),
     }
 

@@ -129,3 +129,32 @@ def test_a_model_of_its_own_application_has_no_names_to_give() -> None:
     assert [entry.id for entry in parsed.models] == ["m"]
     with pytest.raises(ConfigError, match=r"model.aliases: give them in the user_config of the ingress"):
         ModelAppArgs.from_dict({"model": model(aliases=["z"])})
+
+
+def test_a_models_adapters_become_engine_options_and_names() -> None:
+    entry = ModelArgs.from_dict(model(id="m", adapters={"sql": "/a/sql"}, engine={"max_loras": 2}), "model")
+    assert entry.engine_options == {"enable_lora": True, "max_loras": 2, "adapters": {"sql": "/a/sql"}}
+    assert entry.engine_config.enable_lora
+    assert entry.served_ids == ["m", "m:sql"]
+    assert ModelArgs.from_dict(model(id="m"), "model").engine_options == {}
+    both = AppArgs.from_dict(args(model(id="m", adapters={"sql": "x"}), splits={"s": {"m": 1.0, "m:sql": 1.0}}))
+    assert both.splits["s"] == {"m": 1.0, "m:sql": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"adapters": {"a:b": "x"}}, r"models\[0\]: adapters: 'a:b' must begin with a letter"),
+        ({"adapters": {"a": "x"}, "engine": {"enable_lora": True, "adapters": {"b": "y"}}}, "give them in one place"),
+        ({"adapters": {"a": "x"}, "engine": {"enable_lora": False}}, "adapters need enable_lora=true"),
+        (
+            {"adapters": {"a": "x"}, "engine": {"tensor_parallel_size": 2}},
+            "enable_lora=true needs tensor_parallel_size=1",
+        ),
+        ({"adapters": {"a": "x"}, "engine": {"device": "simulated:h200"}}, "enable_lora=True means nothing on device"),
+        ({"id": "m", "adapters": {"a": "x"}, "aliases": ["m:a"]}, "the model name 'm:a' is given twice"),
+    ],
+)
+def test_adapters_that_contradict_other_settings(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AppArgs.from_dict(args(model(**fields)))

@@ -36,6 +36,12 @@ from tests.engine.doubles import MODEL
         ("tensor_parallel_size", 0),
         ("async_scheduling", "yes"),
         ("cuda_graphs", "no"),
+        ("enable_lora", 1),
+        ("max_loras", 0),
+        ("max_lora_rank", 0),
+        ("adapter_memory", 0),
+        ("adapters", ["a"]),
+        ("adapters", {"a": "x"}),
     ],
 )
 def test_a_bad_option_is_refused_and_named(field: str, value: object) -> None:

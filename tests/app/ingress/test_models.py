@@ -69,3 +69,19 @@ def test_looking_a_split_up_uses_no_turn(registry: ModelRegistry) -> None:
     for _ in range(3):
         registry.get_only("s")
     assert [registry.get("s").id for _ in range(4)] == ["a", "b", "a", "b"]
+
+
+def test_adapters_are_models_with_a_parent(tokenizer: Tokenizer) -> None:
+    base = ServedModel("a", ScriptedClient(tokenizer, "x"), tokenizer, 512, adapters=("sql", "chat"))
+    registry = ModelRegistry([base], {"one": "a:sql"}, {"s": {"a": 1.0, "a:chat": 1.0}})
+    assert [listed.name for listed in registry.names()] == ["a", "a:sql", "a:chat", "one", "s"]
+    assert [model.id for model in registry] == ["a"], "it is one model, and one client"
+    found = registry.get("one")
+    assert (found.id, found.adapter, found.parent, found.client) == ("a:sql", "sql", "a", base.client)
+    assert registry.get_only(None) is base
+    assert {registry.get("s").adapter for _ in range(2)} == {"", "chat"}
+    with pytest.raises(ModelNotFoundError, match="the model 'a:other' does not exist; served: a, a:sql, a:chat"):
+        registry.get("a:other")
+    other = ServedModel("a:sql", ScriptedClient(tokenizer, "x"), tokenizer, 512)
+    with pytest.raises(ConfigError, match="'a:sql' is served twice"):
+        registry.replace([base, other], {}, {})

@@ -197,3 +197,21 @@ async def test_request_ids_are_echoed(http: httpx2.AsyncClient, model: ScriptedC
     registry = ModelRegistry([ServedModel("tiny", model, tokenizer, 512)])
     async with http_client(build_asgi_app(registry, HttpSettings(echo_request_id=False))) as bare:
         assert "x-request-id" not in (await bare.get("/v1/models")).headers
+
+
+async def test_adapters_are_asked_for_and_listed_by_name(model: ScriptedClient, tokenizer: Tokenizer) -> None:
+    registry = ModelRegistry([ServedModel("tiny", model, tokenizer, 512, adapters=("sql",))])
+    async with http_client(build_asgi_app(registry)) as http:
+        listed = (await http.get("/v1/models")).json()["data"]
+        assert [(item["id"], item["parent"]) for item in listed] == [("tiny", None), ("tiny:sql", "tiny")]
+        assert (await http.get("/v1/models/tiny:sql")).json() == listed[1]
+        for path, body in (("/v1/chat/completions", chat()), ("/v1/completions", {"prompt": "x", "max_tokens": 2})):
+            for name, adapter in (("tiny:sql", "sql"), ("tiny", "")):
+                response = await http.post(path, json={**body, "model": name})
+                assert (response.status_code, response.json()["model"]) == (200, name)
+                assert model.requests[-1].adapter == adapter
+            response = await http.post(path, json={**body, "model": "tiny:other"})
+            assert response.status_code == 404
+            assert response.json()["error"]["code"] == "model_not_found"
+            assert response.json()["error"]["type"] == "invalid_request_error"
+        assert len((await http.get("/health")).json()["models"]) == 1
