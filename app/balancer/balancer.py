@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable
 
+from app.balancer import native
+from app.balancer.availability import Availability
 from app.balancer.booking import Booking, BookingGoneError, Placement, RouteReceipt
 from app.balancer.cost import RequestCost
-from app.balancer.fleet import Fleet
+from app.balancer.fleet import SILENT_AFTER_S, Fleet
+from app.balancer.holding import Holding
+from app.balancer.ledger import Ledger
 from app.balancer.policy import CheapestPolicy, Choice, Policy
 from app.transport.messages import LoadReport
 
 logger = logging.getLogger(__name__)
-
-# Held requests looked at in one go, the first in their order.
-_MAX_HELD_TRIED = 64
-# Seconds of prompt by which a held request counts as shorter for each second that it has waited.
-_AGEING = 0.3
-# Prompts longer than this count as this long among those held, or the longest would wait for all others.
-_LONGEST_S = 3.0
 
 
 class Balancer:
@@ -35,8 +31,10 @@ class Balancer:
         hold_s: a request that would wait longer than this for prompts queued on the best replica is held back, and
             chosen for again when a replica comes free: shorter prompts then go first, and a replica with a longer
             match may be free. None places every request at once.
+        silent_after_s: choosing a replica not heard from for longer costs as long again.
         stale_after_s: a replica not heard from for longer is not chosen.
         expire_after_s: a booking that its replica has never confirmed is dropped after this.
+        use_native: compute CheapestPolicy by the C++ core if it is there.
     """
 
     def __init__(
@@ -44,25 +42,24 @@ class Balancer:
         policy: Policy | None = None,
         *,
         hold_s: float | None = None,
+        silent_after_s: float = SILENT_AFTER_S,
         stale_after_s: float = 6.0,
         expire_after_s: float = 120.0,
+        use_native: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._policy = policy or CheapestPolicy()
+        self._policy, self._fleet = policy or CheapestPolicy(), Fleet()
+        if use_native and type(self._policy) is CheapestPolicy and native.is_available():
+            self._policy, self._fleet = native.NativeCheapestPolicy(self._policy.weights), native.NativeFleet()
+        self._fleet.silent_after_s = silent_after_s
         self._hold_s = hold_s
-        self._stale_after_s = stale_after_s
         self._expire_after_s = expire_after_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._fleet = Fleet()
-        self._heard_at: dict[str, float] = {}
-        self._draining: set[str] = set()
+        self._availability = Availability(self._fleet, stale_after_s)
+        self._ledger = Ledger(self._fleet)
+        self._holding = Holding(self._fleet)
         self._bookings: dict[int, Booking] = {}
-        self._placed: dict[str, dict[int, Booking]] = {}
-        self._unreported: dict[str, dict[int, Booking]] = {}
-        self._held: dict[int, Booking] = {}
-        self._available_bits = 0
-        self._available_until = -math.inf
 
     # Replicas
 
@@ -73,9 +70,9 @@ class Balancer:
             if self._fleet.slot_of(replica_id) is not None:
                 self._forget_replica(replica_id)
             slot = self._fleet.add(replica_id, block_size, load, now)
-            self._placed[replica_id], self._unreported[replica_id] = {}, {}
-            self._hear(replica_id, slot, now)
-            self._recount(slot, replica_id, now)
+            self._ledger.open(replica_id)
+            self._availability.heard(slot, now)
+            self._ledger.recount(slot, replica_id, now)
 
     def remove_replica(self, replica_id: str) -> list[int]:
         """A replica is gone. Returns the bookings that were placed there; they are unplaced now."""
@@ -85,14 +82,14 @@ class Balancer:
     def set_draining(self, replica_id: str) -> None:
         """Choose this replica no more. Bookings that it holds stay."""
         with self._lock:
-            if self._fleet.slot_of(replica_id) is not None:
-                self._draining.add(replica_id)
-                self._available_bits &= ~self._bit(replica_id)
+            slot = self._fleet.slot_of(replica_id)
+            if slot is not None:
+                self._availability.drain(slot)
 
     def bookings_at(self, replica_id: str) -> list[int]:
         """The bookings placed on a replica."""
         with self._lock:
-            return list(self._placed.get(replica_id, ()))
+            return self._ledger.keys_at(replica_id)
 
     def report(self, replica_id: str, load: LoadReport, age_s: float = 0.0) -> None:
         """A replica's load as it was `age_s` ago. Bookings that it lists as admitted count no longer here."""
@@ -101,21 +98,17 @@ class Balancer:
             if slot is None:
                 return
             now = self._clock()
-            self._hear(replica_id, slot, now)
-            unreported = self._unreported[replica_id]
-            for key in load.admitted:
-                booking = unreported.pop(key, None)
-                if booking is not None:
-                    booking.reported = True
+            self._availability.heard(slot, now)
+            self._ledger.admit(replica_id, load.admitted)
             self._fleet.loads[slot] = load
-            self._recount(slot, replica_id, now - age_s)
+            self._ledger.recount(slot, replica_id, now - age_s)
 
     def heard(self, replica_id: str) -> None:
         """A replica lives, whatever it said."""
         with self._lock:
             slot = self._fleet.slot_of(replica_id)
             if slot is not None:
-                self._hear(replica_id, slot, self._clock())
+                self._availability.heard(slot, self._clock())
 
     def blocks_changed(self, replica_id: str, stored: Iterable[Hashable], removed: Iterable[Hashable]) -> None:
         """What a replica has cached since, and what it has dropped."""
@@ -135,7 +128,7 @@ class Balancer:
     def has_alternative(self, replica_id: str) -> bool:
         """Whether another replica than this one could be chosen."""
         with self._lock:
-            return bool(self._available() & ~self._bit(replica_id))
+            return bool(self._available() & ~self._bits((replica_id,)))
 
     @property
     def num_available(self) -> int:
@@ -153,7 +146,7 @@ class Balancer:
     def num_held(self) -> int:
         """Requests held back for a replica to come free."""
         with self._lock:
-            return len(self._held)
+            return len(self._holding)
 
     # Requests
 
@@ -182,48 +175,48 @@ class Balancer:
                 raise BookingGoneError(key)
             if refused and booking.replica_id is not None:
                 booking.refused_by.add(booking.replica_id)
-                self._unplace(booking)
+                self._ledger.take(booking)
                 booking.num_moves += 1
             if booking.replica_id is not None:
-                if booking.replica_id not in self._draining:
+                if not self._availability.is_draining(booking.slot):
                     return Placement(booking.replica_id, booking.num_moves)
-                self._unplace(booking)
+                self._ledger.take(booking)
             return self._place(booking, may_hold=False)
 
     def dispatch(self) -> list[int]:
         """Place held requests that a replica has become free for; their keys."""
         with self._lock:
+            if self._hold_s is None:
+                return []
             now = self._clock()
-            waiting = sorted(self._held.values(), key=lambda booking: _turn(booking, now))
+            fleet = self._fleet
             reserved = []
             placed = []
-            for booking in waiting[:_MAX_HELD_TRIED]:
+            for booking in self._holding.to_try(now + self._hold_s, now):
                 if self._place(booking, may_hold=True).held:
                     # The next in turn must see that this one goes there first.
-                    reserved.append((booking.wanted_slot, self._fleet.free_at[booking.wanted_slot]))
-                    self._queue_prompt(booking.wanted_slot, booking.prefill_s, now)
+                    reserved.append((booking.wanted_slot, fleet.free_at[booking.wanted_slot]))
+                    fleet.queue_prompt(booking.wanted_slot, booking.prefill_s, now)
                 else:
                     placed.append(booking.key)
             for slot, free_at in reversed(reserved):
-                self._fleet.set_free_at(slot, free_at)
+                fleet.set_free_at(slot, free_at)
             return placed
 
     def next_dispatch_s(self) -> float | None:
         """Seconds until `dispatch` may find something to do, as far as can be foreseen; None if nothing is held."""
         with self._lock:
-            if not self._held or self._hold_s is None:
+            if not len(self._holding) or self._hold_s is None:
                 return None
             now = self._clock()
-            free_at = self._fleet.order.first_after(now + self._hold_s)
-            return max(free_at - self._hold_s - now, 0.0) if free_at is not None else 0.0
+            return max(self._holding.next_at(now + self._hold_s) - self._hold_s - now, 0.0)
 
     def computed(self, key: int) -> None:
         """A request's prompt has been computed: its blocks are published by now, and it waits no more."""
         with self._lock:
             booking = self._bookings.get(key)
-            if booking is not None and booking.replica_id is not None:
-                self._fleet.stop_expecting(booking.slot, booking.expected)
-                booking.expected = ()
+            if booking is not None:
+                self._ledger.computed(booking)
 
     def receipt(self, key: int) -> RouteReceipt | None:
         """What a placed booking's choice rested on."""
@@ -242,8 +235,8 @@ class Balancer:
         with self._lock:
             booking = self._bookings.pop(key, None)
             if booking is not None:
-                self._held.pop(key, None)
-                self._unplace(booking)
+                self._holding.remove(booking)
+                self._ledger.take(booking)
 
     def expire(self) -> list[int]:
         """Drop placed bookings that their replicas have not confirmed for too long, and return them."""
@@ -255,83 +248,47 @@ class Balancer:
                 if booking.replica_id is not None and not booking.reported and booking.booked_at < oldest
             ]
             for key in keys:
-                self._unplace(self._bookings.pop(key))
+                self._ledger.take(self._bookings.pop(key))
             return keys
 
     # Under the lock
 
-    def _bit(self, replica_id: str) -> int:
-        slot = self._fleet.slot_of(replica_id)
-        return 1 << slot if slot is not None else 0
+    def _bits(self, replica_ids: Iterable[str]) -> int:
+        slots = (self._fleet.slot_of(replica_id) for replica_id in replica_ids)
+        return sum(1 << slot for slot in slots if slot is not None)
 
     def _available(self) -> int:
-        """Replicas to choose from, as a bitmap; looked through again only when one may have fallen silent."""
-        now = self._clock()
-        if now > self._available_until:
-            self._available_bits = 0
-            oldest = now
-            for replica_id, heard_at in self._heard_at.items():
-                if heard_at >= now - self._stale_after_s and replica_id not in self._draining:
-                    self._available_bits |= self._bit(replica_id)
-                    oldest = min(oldest, heard_at)
-            self._available_until = oldest + self._stale_after_s
-        return self._available_bits
-
-    def _hear(self, replica_id: str, slot: int, now: float) -> None:
-        self._heard_at[replica_id] = now
-        if replica_id not in self._draining:
-            self._available_bits |= self._fleet.index.bit(slot)
+        return self._availability.bitmap(self._clock())
 
     def _place(self, booking: Booking, *, may_hold: bool) -> Placement:
-        allowed = self._available()
-        for replica_id in booking.excluded:
-            allowed &= ~self._bit(replica_id)
+        now = self._fleet.now = self._clock()
+        allowed = self._availability.bitmap(now)
+        if booking.excluded:
+            allowed &= ~self._bits(booking.excluded)
         willing = allowed
-        for replica_id in booking.refused_by:
-            willing &= ~self._bit(replica_id)
+        if booking.refused_by:
+            willing &= ~self._bits(booking.refused_by)
         if not willing:
             booking.refused_by.clear()
             willing = allowed
         if not willing:
-            return Placement(None, booking.num_moves, self._hold(booking, False))
-        now = self._fleet.now = self._clock()
+            self._holding.remove(booking)
+            return Placement(None, booking.num_moves)
         choice = self._choose(booking.cost, willing)
         wait_s = max(self._fleet.free_at[choice.slot] - now, 0.0)
         booking.num_cached_blocks = choice.num_cached_blocks
         booking.predicted_cost_s = choice.cost_s
         booking.predicted_wait_s = wait_s
-        booking.prefill_s = booking.uncached_tokens / self._fleet.rates(choice.slot)[0]
-        booking.wanted_slot = choice.slot
-        if self._hold(booking, may_hold and self._hold_s is not None and wait_s > self._hold_s):
+        booking.prefill_s = booking.uncached_tokens / self._fleet.prefill_rates[choice.slot]
+        may_hold = may_hold and self._hold_s is not None and wait_s > self._hold_s
+        if may_hold and self._holding.has_room_for(booking):
+            self._holding.add(booking, choice.slot)
             return Placement(None, booking.num_moves, True)
-        self._put(booking, choice.slot, now)
-        return Placement(booking.replica_id, booking.num_moves)
-
-    def _hold(self, booking: Booking, hold: bool) -> bool:
-        if hold:
-            self._held[booking.key] = booking
-        elif booking.held:
-            self._held.pop(booking.key, None)
-        booking.held = hold
-        return hold
-
-    def _put(self, booking: Booking, slot: int, now: float) -> None:
-        fleet = self._fleet
-        booking.slot = slot
-        booking.replica_id = fleet.replica_ids[slot]
-        booking.reported = False
-        booking.booked_at = now
-        booking.expected = booking.cost.block_hashes[booking.num_cached_blocks :]
-        fleet.expect(slot, booking.expected)
-        self._placed[booking.replica_id][booking.key] = booking
-        self._unreported[booking.replica_id][booking.key] = booking
-        fleet.num_sequences[slot] += booking.cost.num_sequences
-        fleet.num_blocks_taken[slot] += booking.num_new_blocks
-        self._queue_prompt(slot, booking.prefill_s, now)
+        self._holding.remove(booking)
+        self._holding.placed(now - booking.arrived_at + wait_s + booking.prefill_s)
+        self._ledger.put(booking, choice.slot, now)
         self._policy.placed(booking.prefill_s)
-
-    def _queue_prompt(self, slot: int, prefill_s: float, now: float) -> None:
-        self._fleet.set_free_at(slot, max(self._fleet.free_at[slot], now) + prefill_s)
+        return Placement(booking.replica_id, booking.num_moves)
 
     def _choose(self, cost: RequestCost, among: int) -> Choice:
         try:
@@ -342,52 +299,13 @@ class Balancer:
         except Exception:
             # A fault in a policy costs balance, never a request.
             logger.exception("balancing policy %s failed; taking the emptiest replica", type(self._policy).__name__)
-            emptiest = next(slot for _, slot in self._fleet.order if among >> slot & 1)
-            return Choice(emptiest, 0, 0.0)
-
-    def _unplace(self, booking: Booking) -> None:
-        replica_id, booking.replica_id = booking.replica_id, None
-        slot = self._fleet.slot_of(replica_id) if replica_id is not None else None
-        if replica_id is None or slot is None:
-            return
-        del self._placed[replica_id][booking.key]
-        self._fleet.stop_expecting(slot, booking.expected)
-        booking.expected = ()
-        if not booking.reported:
-            fleet = self._fleet
-            del self._unreported[replica_id][booking.key]
-            fleet.num_sequences[slot] -= booking.cost.num_sequences
-            fleet.num_blocks_taken[slot] -= booking.num_new_blocks
-            fleet.set_free_at(slot, fleet.free_at[slot] - booking.prefill_s)
-
-    def _recount(self, slot: int, replica_id: str, reported_at: float) -> None:
-        """A replica's queue from its last report, and after it the bookings that the report does not include."""
-        fleet = self._fleet
-        load = fleet.loads[slot]
-        rate = fleet.rates(slot)[0]
-        free_at = reported_at + load.num_waiting_tokens / rate
-        num_sequences = num_blocks = 0
-        for booking in self._unreported[replica_id].values():
-            free_at = max(free_at, booking.booked_at) + booking.uncached_tokens / rate
-            num_sequences += booking.cost.num_sequences
-            num_blocks += booking.num_new_blocks
-        fleet.set_load(slot, load, free_at, num_sequences, num_blocks)
+            return Choice(self._fleet.emptiest(among), 0, 0.0)
 
     def _forget_replica(self, replica_id: str) -> list[int]:
-        if self._fleet.slot_of(replica_id) is None:
+        slot = self._fleet.slot_of(replica_id)
+        if slot is None:
             return []
-        self._available_bits &= ~self._bit(replica_id)
-        placed = self._placed.pop(replica_id)
-        del self._unreported[replica_id]
-        for booking in placed.values():
-            booking.replica_id = None
-            booking.expected = ()
+        self._availability.forget(slot)
+        keys = self._ledger.close(replica_id)
         self._fleet.remove(replica_id)
-        del self._heard_at[replica_id]
-        self._draining.discard(replica_id)
-        return list(placed)
-
-
-def _turn(booking: Booking, now: float) -> float:
-    """Held requests go by how long they keep a replica busy, and a long one's turn comes with time."""
-    return min(booking.prefill_s, _LONGEST_S) - _AGEING * (now - booking.arrived_at)
+        return keys

@@ -56,7 +56,7 @@ class LeastTokensPolicy(_Memoryless):
     """The fewest prompt tokens queued, whatever is cached."""
 
     def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
-        slot = _emptiest(among, fleet)
+        slot = fleet.emptiest(among)
         return Choice(slot, _cached_at(slot, request, fleet), max(fleet.free_at[slot] - fleet.now, 0.0))
 
 
@@ -131,10 +131,6 @@ class DynamoLinearPolicy(PendingPlusMissPolicy):
 
     def _price(self, pending: FloatArray, fleet: Fleet) -> FloatArray:
         return pending + np.frombuffer(fleet.running_tokens)
-
-
-def _emptiest(among: int, fleet: Fleet) -> int:
-    return next(slot for _, slot in fleet.order if among >> slot & 1)
 
 
 def _cached_at(slot: int, request: RequestCost, fleet: Fleet) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -37,8 +36,8 @@ class RouteReceipt(NamedTuple):
 
 @dataclass(slots=True)
 class Booking:
-    """`reported`: the replica's own numbers include it by now. `expected`: blocks announced on its behalf.
-    `wanted_slot`: where it was placed or, if held, where it would have been.
+    """`reported`: the replica's own numbers include it by now. `is_expected`: blocks are announced on its behalf.
+    `wanted_slot`: where it would have been placed, were it not held.
     """
 
     key: int
@@ -57,7 +56,7 @@ class Booking:
     held: bool = False
     num_moves: int = 0
     refused_by: set[str] = field(default_factory=set)
-    expected: Sequence[Hashable] = ()
+    is_expected: bool = False
 
     @property
     def uncached_tokens(self) -> int:

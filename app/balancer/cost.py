@@ -37,6 +37,7 @@ class ReplicaLoad(NamedTuple):
 
     Attributes:
         wait_s: until the prompts queued there are computed.
+        silence_s: how long it has not been heard from, if that is so long that it may be gone, else 0.
         num_sequences: sequences that decode there, or will.
         free_blocks: blocks that can be handed out, of which `empty_blocks` hold nothing worth keeping.
         cache_age_s: how long the content that goes next has not been used; 0 while unknown.
@@ -52,6 +53,7 @@ class ReplicaLoad(NamedTuple):
     prefill_tokens_per_s: float
     decode_step_s: float
     decode_sequence_s: float
+    silence_s: float = 0.0
 
 
 class CostWeights(NamedTuple):
@@ -77,10 +79,11 @@ def cost_s(request: RequestCost, load: ReplicaLoad, num_cached_blocks: int, weig
     - decoding: each sequence makes every step `decode_sequence_s` longer. The request's sequences lose that time to
       everyone who runs there, and everyone loses it to them, for as long as the request decodes;
     - eviction: blocks that its prompt pushes out of the cache, as far as they would have been used again;
+    - silence: whoever has been silent for some time may be so for as long again;
     - shortage: blocks that must first be freed by sequences that end, one block per `block_size` steps of each.
     """
     prefill_s = request.uncached_tokens(num_cached_blocks) / load.prefill_tokens_per_s
-    cost = load.wait_s + prefill_s * (1.0 + weights.crowding)
+    cost = load.wait_s + load.silence_s + prefill_s * (1.0 + weights.crowding)
     if load.num_sequences:
         cost += 2 * request.output_tokens * request.num_sequences * load.num_sequences * load.decode_sequence_s
     new_blocks = -(-request.prompt_tokens // load.block_size) - num_cached_blocks

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Container, Hashable, Iterable, Sequence
+from heapq import heappush
+from typing import Protocol
 
 from app.balancer.cost import (
     DEFAULT_DECODE_SEQUENCE_S,
@@ -13,8 +15,55 @@ from app.balancer.cost import (
     RequestCost,
 )
 from app.balancer.load_order import LoadOrder
-from app.balancer.prefix_index import Overlap, PrefixIndex
+from app.balancer.prefix_index import Overlap, PrefixIndex, slots_of
 from app.transport.messages import LoadReport
+
+# Several heartbeats of a replica.
+SILENT_AFTER_S = 2.5
+
+
+class BlockIndex(Protocol):
+    """Which slots hold which blocks: PrefixIndex, or the native one."""
+
+    def __len__(self) -> int:
+        """Blocks that anybody holds."""
+        ...
+
+    def store(self, slot: int, hashes: Iterable[Hashable]) -> None:
+        """The replica holds these blocks now; some it may have held before."""
+        ...
+
+    def remove(self, slot: int, hashes: Iterable[Hashable]) -> None:
+        """The replica holds these blocks no more; those it did not hold are no error."""
+        ...
+
+    def replace(self, slot: int, hashes: Iterable[Hashable]) -> None:
+        """The replica holds these blocks and no others."""
+        ...
+
+    def drop(self, slot: int) -> None:
+        """Forget a replica."""
+        ...
+
+
+class FreeOrder(Protocol):
+    """Slots by the time at which they come free: LoadOrder, or the native one."""
+
+    def __len__(self) -> int:
+        """Slots in it."""
+        ...
+
+    def put(self, slot: int, free_at: float) -> None:
+        """Add a slot, or move it."""
+        ...
+
+    def remove(self, slot: int) -> None:
+        """Take a slot out; it must be in."""
+        ...
+
+    def first_after(self, time_s: float) -> float | None:
+        """The next time after this at which a slot becomes free."""
+        ...
 
 
 class Fleet:
@@ -23,26 +72,48 @@ class Fleet:
     Times are of the balancer's clock. `free_at` is when a replica will have computed the prompts that it has and those
     booked there; between two reports it needs no update, because it is a time and not an amount.
 
+    The columns hold what the last report said; a replica that had not measured itself was taken to be like the others.
+
+    Args:
+        index, expected, order: other implementations of the attributes of these names.
+
     Attributes:
         now: set before a decision.
+        num_held: requests that the balancer holds back.
+        watched, moves: whenever one of the former comes to be free at another time, the latter, a heap, gets the time
+            and the slot.
+        heard_at: when a replica was last heard from.
+        silent_after_s: one that has said nothing for longer may be gone: choosing it costs as long as it was silent.
         order: slots by `free_at`.
         index: blocks that replicas have published as stored.
         expected: blocks that prompts booked but not yet computed will store.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, index: BlockIndex | None = None, expected: BlockIndex | None = None, order: FreeOrder | None = None
+    ) -> None:
         self.now = 0.0
-        self.order = LoadOrder()
-        self.index = PrefixIndex()
-        self.expected = PrefixIndex()
+        self.num_held = 0
+        self.watched: Container[int] = ()
+        self.moves: list[tuple[float, int]] = []
+        self.silent_after_s = SILENT_AFTER_S
+        self.order: FreeOrder = order if order is not None else LoadOrder()
+        self.index: BlockIndex = index if index is not None else PrefixIndex()
+        self.expected: BlockIndex = expected if expected is not None else PrefixIndex()
         self.replica_ids: list[str] = []
         self.free_at = array("d")
         self.num_sequences = array("q")
         self.num_blocks_taken = array("q")
         self.running_tokens = array("d")
         self.prefill_rates = array("d")
+        self.decode_step_s = array("d")
+        self.decode_sequence_s = array("d")
+        self.cache_age_s = array("d")
+        self.heard_at = array("d")
+        self.num_free_blocks = array("q")
+        self.num_empty_blocks = array("q")
+        self.block_sizes = array("q")
         self.loads: list[LoadReport] = []
-        self.block_sizes: list[int] = []
         self._vacant: list[int] = []
         self._slots: dict[str, int] = {}
         # Means over the replicas that have measured themselves: newcomers are taken to be like the others, or they
@@ -57,6 +128,10 @@ class Fleet:
         """The slot of a replica, if it is known."""
         return self._slots.get(replica_id)
 
+    def slots(self) -> Iterable[int]:
+        """The slots that stand for a replica."""
+        return self._slots.values()
+
     def add(self, replica_id: str, block_size: int, load: LoadReport, now: float) -> int:
         """A new replica; its slot."""
         if self._vacant:
@@ -65,17 +140,14 @@ class Fleet:
             slot = len(self.replica_ids)
             self.replica_ids.append("")
             self.loads.append(load)
-            self.block_sizes.append(block_size)
-            self.free_at.append(0.0)
-            self.num_sequences.append(0)
-            self.num_blocks_taken.append(0)
-            self.running_tokens.append(0.0)
-            self.prefill_rates.append(0.0)
+            for column in self.columns():
+                column.append(0)
+            self._moved()
         self._slots[replica_id] = slot
         self.replica_ids[slot] = replica_id
         self.block_sizes[slot] = block_size
+        self.heard_at[slot] = now
         self.set_load(slot, load, now, 0, 0)
-        self.index.bit(slot)
         return slot
 
     def remove(self, replica_id: str) -> None:
@@ -86,6 +158,9 @@ class Fleet:
         self.expected.drop(slot)
         self.replica_ids[slot] = ""
         self.num_sequences[slot] = self.num_blocks_taken[slot] = 0
+        self.free_at[slot] = 0.0
+        if slot in self.watched:
+            heappush(self.moves, (0.0, slot))
         self._vacant.append(slot)
         self._rates_stale = True
 
@@ -95,13 +170,21 @@ class Fleet:
         self.num_sequences[slot] = load.num_waiting + load.num_running + num_sequences
         self.num_blocks_taken[slot] = num_blocks
         self.running_tokens[slot] = load.num_running_tokens
+        self.num_free_blocks[slot], self.num_empty_blocks[slot] = load.num_free_blocks, load.num_empty_blocks
+        self.cache_age_s[slot] = load.cache_age_s
         self._rates_stale = True
-        self.prefill_rates[slot] = self.rates(slot)[0]
+        self.prefill_rates[slot], self.decode_step_s[slot], self.decode_sequence_s[slot] = self.rates(slot)
         self.set_free_at(slot, free_at)
 
     def set_free_at(self, slot: int, free_at: float) -> None:
         self.free_at[slot] = free_at
         self.order.put(slot, free_at)
+        if slot in self.watched:
+            heappush(self.moves, (free_at, slot))
+
+    def queue_prompt(self, slot: int, prefill_s: float, now: float) -> None:
+        """A prompt of so many seconds comes behind those that are there."""
+        self.set_free_at(slot, max(self.free_at[slot], now) + prefill_s)
 
     def rates(self, slot: int) -> tuple[float, float, float]:
         """Prefill tokens a second, seconds of a decode step, and seconds that a sequence adds to it."""
@@ -121,23 +204,40 @@ class Fleet:
 
     def load_of(self, slot: int) -> ReplicaLoad:
         """The load as the cost takes it."""
-        load = self.loads[slot]
-        prefill, step_s, sequence_s = self.rates(slot)
         taken = self.num_blocks_taken[slot]
+        silence_s = self.now - self.heard_at[slot]
         return ReplicaLoad(
             max(self.free_at[slot] - self.now, 0.0),
             self.num_sequences[slot],
-            max(load.num_free_blocks - taken, 0),
-            max(load.num_empty_blocks - taken, 0),
-            load.cache_age_s,
+            max(self.num_free_blocks[slot] - taken, 0),
+            max(self.num_empty_blocks[slot] - taken, 0),
+            self.cache_age_s[slot],
             self.block_sizes[slot],
-            prefill,
-            step_s,
-            sequence_s,
+            self.prefill_rates[slot],
+            self.decode_step_s[slot],
+            self.decode_sequence_s[slot],
+            silence_s if silence_s > self.silent_after_s else 0.0,
         )
+
+    def emptiest(self, among: int) -> int:
+        """Of a bitmap of slots the one that comes free first."""
+        return min(slots_of(among), key=self.free_at.__getitem__)
+
+    def columns(self) -> Sequence[array[float] | array[int]]:
+        """The arrays that have an entry a slot."""
+        return (
+            *(self.free_at, self.prefill_rates, self.decode_step_s, self.decode_sequence_s, self.cache_age_s),
+            *(self.heard_at, self.num_sequences, self.num_free_blocks, self.num_empty_blocks, self.num_blocks_taken),
+            *(self.block_sizes, self.running_tokens),
+        )
+
+    def _moved(self) -> None:
+        """The arrays have grown, and may lie elsewhere now."""
 
     def overlaps(self, request: RequestCost, among: int) -> list[Overlap]:
         """Who of `among` holds how much of the request's chain, deepest first; those without any of it come last."""
+        assert isinstance(self.index, PrefixIndex)
+        assert isinstance(self.expected, PrefixIndex), "policies in Python look into indexes in Python"
         groups = self.index.overlaps(request.block_hashes, among, self.expected)
         rest = among
         for group in groups:
@@ -146,13 +246,13 @@ class Fleet:
             groups.append(Overlap(0, rest))
         return groups
 
-    def expect(self, slot: int, hashes: Sequence[Hashable]) -> None:
-        """A prompt is booked here: those of its blocks that are not here yet will be."""
-        self.expected.store(slot, hashes)
+    def expect(self, slot: int, chain: Sequence[Hashable], first: int) -> None:
+        """A prompt is booked here: those of its blocks from the `first` on that are not here yet will be."""
+        self.expected.store(slot, chain[first:])
 
-    def stop_expecting(self, slot: int, hashes: Iterable[Hashable]) -> None:
+    def stop_expecting(self, slot: int, chain: Sequence[Hashable], first: int) -> None:
         """The prompt is computed, or will not be here."""
-        self.expected.remove(slot, hashes)
+        self.expected.remove(slot, chain[first:])
 
 
 def _mean(rates: Iterable[float]) -> float:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from heapq import nsmallest
 from itertools import islice
 from typing import NamedTuple, Protocol
 
 from app.balancer.cost import CostWeights, RequestCost, cost_s
 from app.balancer.fleet import Fleet
+from app.balancer.load_order import LoadOrder
 from app.balancer.prefix_index import slots_of
 
 # Where more than MAX_SORTED replicas hold equally much, so many of the emptiest are priced of either lane.
 MAX_PRICED = 3
 MAX_SORTED = 12
+# So many are gone through one by one; among more, the fleet's order comes upon one soon enough.
+MAX_LISTED = 160
 
 # Prompts that take this many times the mean are long. Leaving the lanes costs a long one, and a short one, so many
 # means: enough to keep them apart while there is a choice, and little beside a queue.
@@ -61,8 +66,9 @@ class CheapestPolicy:
 
     def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
         best: Choice | None = None
+        weights = self.weights._replace(crowding=self.crowding(fleet))
         for num_blocks, holders in fleet.overlaps(request, among):
-            best = self._cheapest_of(holders, num_blocks, request, fleet, best)
+            best = self._cheapest_of(holders, num_blocks, request, fleet, weights, best)
         assert best is not None, "there is a replica to choose"
         return best
 
@@ -71,12 +77,27 @@ class CheapestPolicy:
         weight = _WEIGHT if self._mean_prefill_s else 1.0
         self._mean_prefill_s += weight * (prefill_s - self._mean_prefill_s)
 
+    def crowding(self, fleet: Fleet) -> float:
+        """Its weight as things are: of each second of work, every request held back waits one part in so many replicas
+        longer."""
+        return self.weights.crowding + fleet.num_held / len(fleet)
+
+    def lane_mean_s(self, fleet: Fleet) -> float:
+        """Mean seconds of a prompt, by which lanes are made; 0 where there are too few replicas for lanes."""
+        return self._mean_prefill_s if len(fleet) >= MIN_REPLICAS_FOR_LANES else 0.0
+
     def _cheapest_of(
-        self, holders: int, num_blocks: int, request: RequestCost, fleet: Fleet, best: Choice | None
+        self,
+        holders: int,
+        num_blocks: int,
+        request: RequestCost,
+        fleet: Fleet,
+        weights: CostWeights,
+        best: Choice | None,
     ) -> Choice | None:
         uncached = request.uncached_tokens(num_blocks)
-        mean_s = self._mean_prefill_s if len(fleet) >= MIN_REPLICAS_FOR_LANES else 0.0
-        crowding = 1.0 + self.weights.crowding
+        mean_s = self.lane_mean_s(fleet)
+        crowding = 1.0 + weights.crowding
         for slot in _emptiest(holders, fleet):
             wait_s = max(fleet.free_at[slot] - fleet.now, 0.0)
             prefill_s = uncached / fleet.prefill_rates[slot]
@@ -89,7 +110,7 @@ class CheapestPolicy:
                     break
                 if wait_s + prefill_s * crowding + lane_s >= best.cost_s:
                     continue
-            cost = cost_s(request, fleet.load_of(slot), num_blocks, self.weights) + lane_s
+            cost = cost_s(request, fleet.load_of(slot), num_blocks, weights) + lane_s
             if best is None or cost < best.cost_s:
                 best = Choice(slot, num_blocks, cost)
         return best
@@ -97,13 +118,20 @@ class CheapestPolicy:
 
 def _emptiest(holders: int, fleet: Fleet) -> list[int]:
     """Slots of a bitmap from the emptiest on; of many, MAX_PRICED of either lane."""
-    if holders.bit_count() <= MAX_SORTED:
-        return sorted(slots_of(holders), key=fleet.free_at.__getitem__)
+    slots = slots_of(holders) if holders.bit_count() <= MAX_LISTED else None
+    if slots is None:
+        slots = [slot for parity in (0, 1) for slot in _first_in_lane(holders, fleet, parity)]
+    elif len(slots) > MAX_SORTED:
+        lanes = ([slot for slot in slots if slot & 1 == parity] for parity in (0, 1))
+        slots = [slot for lane in lanes for slot in nsmallest(MAX_PRICED, lane, key=fleet.free_at.__getitem__)]
+    slots.sort(key=lambda slot: (fleet.free_at[slot], slot))
+    return slots
+
+
+def _first_in_lane(holders: int, fleet: Fleet, parity: int) -> Iterator[int]:
+    """The emptiest of many, found by the order of the whole fleet, of which they are a good part."""
+    assert isinstance(fleet.order, LoadOrder), "policies in Python read the order in Python"
     bits = holders.to_bytes(holders.bit_length() // 8 + 1, "little")
     end = 8 * len(bits)
-    found: list[int] = []
-    for parity in (0, 1):
-        matching = (slot for _, slot in fleet.order.lane(parity) if slot < end and bits[slot >> 3] >> (slot & 7) & 1)
-        found += islice(matching, MAX_PRICED)
-    found.sort(key=fleet.free_at.__getitem__)
-    return found
+    matching = (slot for _, slot in fleet.order.lane(parity) if slot < end and bits[slot >> 3] >> (slot & 7) & 1)
+    return islice(matching, MAX_PRICED)

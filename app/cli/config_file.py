@@ -155,6 +155,8 @@ def load_config(path: Path) -> LoadedConfig:
     for model in loaded_models:
         _check_source(model)
     _check_names(path, apps, user_configs)
+    for name, user_config in user_configs.items():
+        _check_nothing_dropped(path, name, apps[name], user_config)
     prefixes = [application.route_prefix for application in config.applications if application.route_prefix]
     return LoadedConfig(path, raw, apps, user_configs, prefixes, config.http_options.host, config.http_options.port)
 
@@ -186,6 +188,21 @@ def _check_names(path: Path, apps: dict[str, AnyAppArgs], user_configs: dict[str
         targets = [*config.aliases.values(), *(target for split in config.splits.values() for target in split)]
         if missing := [target for target in targets if target not in served]:
             raise ConfigError(f"{path}: user_config: {missing[0]!r} is not served by application {name!r}")
+
+
+def _check_nothing_dropped(path: Path, name: str, args: AnyAppArgs, config: IngressUserConfig) -> None:
+    """A `user_config` in the file replaces the one that `args` make: keys would go, and everyone come in."""
+    dropped = []
+    if not isinstance(args, ModelAppArgs) and set(args.ingress.api_keys) - set(config.api_keys):
+        dropped.append("args.ingress.api_keys")
+    if isinstance(args, AppArgs):
+        dropped += [f"the alias {alias!r}" for alias in args.aliases if alias not in config.aliases]
+        dropped += [f"the split {split!r}" for split in args.splits if split not in config.splits]
+    if dropped:
+        raise ConfigError(
+            f"{path}: application {name!r}: the user_config of its deployment {INGRESS} replaces what args say, and "
+            f"would drop {', '.join(dropped)}: give them in user_config too"
+        )
 
 
 def check_port_is_free(host: str, port: int) -> None:

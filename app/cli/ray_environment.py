@@ -29,6 +29,10 @@ _ALWAYS: Mapping[str, str] = {
     "RAY_metrics_report_interval_ms": "30000",
     # Ray's log monitor looks for new files twice a second rather than ten times.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    # Nor are the events of its processes' loops timed, one by one, and what the node does is looked at twice a minute.
+    "RAY_event_stats": "0",
+    "RAY_emit_main_service_metrics": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "30000",
     # No record of each of Ray's own calls, which nobody looks at without the dashboard.
     "RAY_task_events_report_interval_ms": "0",
 }

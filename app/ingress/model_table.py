@@ -89,6 +89,8 @@ def load_tokenizer(source: str, chat_template: str | None = None) -> tuple[Token
         raise ModelLoadError(f"{source}: it has no tokenizer, so that its text cannot be served over HTTP")
     if chat_template is not None:
         tokenizer = tokenizer.with_chat_template(chat_template)
+    # Read through the whole vocabulary now, rather than while the first request waits.
+    _ = tokenizer.vocab_size
     return tokenizer, checkpoint.model_config().max_position_embeddings
 
 

@@ -26,7 +26,7 @@ from benchmarks.routing.trace import arrivals, ideal_hit_rate, read_trace
 def main() -> None:
     """Parse, simulate, print."""
     args = _arguments()
-    trace = read_trace(args.trace)
+    trace = read_trace(args.trace)[: args.limit]
     model = ReplicaModel(args.blocks, args.prefill_rate, args.tpot_ms / 1000.0)
     requests = arrivals(trace, args.jitter_ms, args.seed, args.copies)
     ideal = ideal_hit_rate(trace)
@@ -56,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--jitter-ms", type=float, default=3000.0, help="timestamps are moved by up to this")
     parser.add_argument("--seed", type=int, default=0, help="of the jitter")
     parser.add_argument("--copies", type=int, default=1, help="of the trace, at once, that share no blocks")
+    parser.add_argument("--limit", type=int, default=None, help="only so many requests, the trace's first")
     parser.add_argument("--staleness-ms", type=float, default=0.0, help="age of what replicas tell")
     parser.add_argument("--ingresses", type=int, default=1, help="each with its own balancer")
     parser.add_argument(
@@ -66,6 +67,8 @@ def _arguments() -> argparse.Namespace:
     for name in ("replicas", "blocks", "prefill_rate", "copies", "ingresses"):
         if getattr(args, name) <= 0:
             parser.error(f"argument --{name.replace('_', '-')}: must be positive, is {getattr(args, name)}")
+    if args.limit is not None and args.limit <= 0:
+        parser.error(f"argument --limit: must be positive, is {args.limit}")
     return args
 
 

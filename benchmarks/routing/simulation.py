@@ -15,6 +15,9 @@ from benchmarks.routing.trace import BLOCK_SIZE, Arrival
 # What a request is expected to produce, whatever it will: a balancer cannot know.
 _EXPECTED_OUTPUT_TOKENS = 343
 
+# Simulated replicas send no heartbeats, and never fail.
+_NEVER_S = 1e9
+
 
 class FleetSetup(NamedTuple):
     """The simulated fleet.
@@ -57,7 +60,14 @@ class Simulation:
         self._names = [f"r{index}" for index in range(setup.num_replicas)]
         self._index_of = {name: index for index, name in enumerate(self._names)}
         self._balancers = [
-            Balancer(make_policy(), hold_s=setup.hold_s, stale_after_s=1e9, expire_after_s=1e9, clock=self._clock)
+            Balancer(
+                make_policy(),
+                hold_s=setup.hold_s,
+                silent_after_s=_NEVER_S,
+                stale_after_s=_NEVER_S,
+                expire_after_s=_NEVER_S,
+                clock=self._clock,
+            )
             for _ in range(setup.num_ingresses)
         ]
         self._timer_at = [float("inf")] * setup.num_ingresses

@@ -85,7 +85,8 @@ void attend_segment(const QuirePagedAttentionParams& p, const QueryTile& tile, i
         for_row_groups(rows.num_rows,
                        ScoreRows{rows.queries, rows.dim, rows.keys, rows.head_dim, num_tokens, rows.scores});
         rows.weigh(position, nullptr, nullptr);
-        rows.add_values(values, num_tokens);
+        TilePrefetch nothing(0);
+        rows.add_values(values, num_tokens, &nothing);
     });
 }
 

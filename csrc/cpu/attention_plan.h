@@ -83,8 +83,13 @@ private:
     const QueryTile& tile_of(int64_t item) const { return tiles_[static_cast<size_t>(item / shape_.num_kv_heads)]; }
     int kv_head_of(int64_t item) const { return static_cast<int>(item % shape_.num_kv_heads); }
 
+    // Where tiles are enough for the threads, one takes all heads of a tile: they lie beside each other in a block.
     void run_whole(int64_t num_items) {
-        parallel_for(shape_.num_threads, num_items, [this](int64_t item) { attend_whole(item); });
+        const int64_t num_tiles = static_cast<int64_t>(tiles_.size());
+        const int64_t together = num_tiles < 4 * int64_t{shape_.num_threads} ? 1 : shape_.num_kv_heads;
+        parallel_for(shape_.num_threads, num_items / together, [this, together](int64_t index) {
+            for (int64_t item = index * together; item < (index + 1) * together; ++item) attend_whole(item);
+        });
     }
 
     void attend_whole(int64_t item) {

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kernels.h"
+#include "prefetch.h"
 #include "vec.h"
 
 namespace quire {
@@ -25,6 +26,27 @@ constexpr int vectors_for(int rows) {
     return rows == 1 ? 8 : rows <= 3 ? 4 : 2;
 }
 
+// sums[r][j] += row(r) * vector(j). What there is fewer of is held, and the other one at a time: sums and operands fit the
+// registers, or each sum would wait for its way through memory.
+template <int Rows, int Vectors, typename Row, typename Vector>
+inline void add_outer(Vec (&sums)[Rows][Vectors], const Row& row, const Vector& vector) {
+    if constexpr (Rows <= Vectors) {
+        Vec rows[Rows];
+        for (int r = 0; r < Rows; ++r) rows[r] = row(r);
+        for (int j = 0; j < Vectors; ++j) {
+            const Vec one = vector(j);
+            for (int r = 0; r < Rows; ++r) sums[r][j] = fma(rows[r], one, sums[r][j]);
+        }
+    } else {
+        Vec vectors[Vectors];
+        for (int j = 0; j < Vectors; ++j) vectors[j] = vector(j);
+        for (int r = 0; r < Rows; ++r) {
+            const Vec one = row(r);
+            for (int j = 0; j < Vectors; ++j) sums[r][j] = fma(one, vectors[j], sums[r][j]);
+        }
+    }
+}
+
 template <int Rows, int Vectors>
 inline void score_block(const float* queries, int64_t dim, const float* keys, int64_t head_dim, float* scores) {
     Vec sums[Rows][Vectors];
@@ -32,12 +54,9 @@ inline void score_block(const float* queries, int64_t dim, const float* keys, in
         for (int j = 0; j < Vectors; ++j) sums[r][j] = Vec::set1(0.0f);
     }
     for (int64_t d = 0; d < head_dim; ++d) {
-        Vec key[Vectors];
-        for (int j = 0; j < Vectors; ++j) key[j] = Vec::load(keys + d * kTile + j * kWidth);
-        for (int r = 0; r < Rows; ++r) {
-            const Vec query = Vec::set1(queries[r * dim + d]);
-            for (int j = 0; j < Vectors; ++j) sums[r][j] = fma(query, key[j], sums[r][j]);
-        }
+        add_outer(
+            sums, [&](int r) { return Vec::set1(queries[r * dim + d]); },
+            [&](int j) { return Vec::load(keys + d * kTile + j * kWidth); });
     }
     for (int r = 0; r < Rows; ++r) {
         for (int j = 0; j < Vectors; ++j) sums[r][j].store(scores + r * kTile + j * kWidth);
@@ -52,19 +71,21 @@ inline void score_rows(const float* queries, int64_t dim, const float* keys, int
     }
 }
 
+// A tile's blocks at most: no kernel takes smaller ones in place.
+using TilePrefetch = Prefetch<kTile / 8>;
+
 template <int Rows, int Vectors, typename V>
-inline void value_block(const float* weights, const V* const* values, int num_tokens, int64_t d, float* acc, int64_t dim) {
+inline void value_block(const float* weights, const V* const* values, int num_tokens, int64_t d, float* acc, int64_t dim,
+                        TilePrefetch* next) {
     Vec sums[Rows][Vectors];
     for (int r = 0; r < Rows; ++r) {
         for (int j = 0; j < Vectors; ++j) sums[r][j] = Vec::load(acc + r * dim + d + j * kWidth);
     }
     for (int t = 0; t < num_tokens; ++t) {
-        Vec value[Vectors];
-        for (int j = 0; j < Vectors; ++j) value[j] = Vec::load(values[t] + d + j * kWidth);
-        for (int r = 0; r < Rows; ++r) {
-            const Vec weight = Vec::set1(weights[r * kTile + t]);
-            for (int j = 0; j < Vectors; ++j) sums[r][j] = fma(weight, value[j], sums[r][j]);
-        }
+        next->ask();
+        add_outer(
+            sums, [&](int r) { return Vec::set1(weights[r * kTile + t]); },
+            [&](int j) { return Vec::load(values[t] + d + j * kWidth); });
     }
     for (int r = 0; r < Rows; ++r) {
         for (int j = 0; j < Vectors; ++j) sums[r][j].store(acc + r * dim + d + j * kWidth);
@@ -72,14 +93,15 @@ inline void value_block(const float* weights, const V* const* values, int num_to
 }
 
 template <int Rows, typename V>
-inline void value_rows(const float* weights, const V* const* values, int num_tokens, float* acc, int64_t dim) {
+inline void value_rows(const float* weights, const V* const* values, int num_tokens, float* acc, int64_t dim,
+                       TilePrefetch* next) {
     constexpr int kVectors = vectors_for(Rows);
     int64_t d = 0;
     for (; d + kVectors * kWidth <= dim; d += kVectors * kWidth) {
-        value_block<Rows, kVectors>(weights, values, num_tokens, d, acc, dim);
+        value_block<Rows, kVectors>(weights, values, num_tokens, d, acc, dim, next);
     }
-    for (; d + 2 * kWidth <= dim; d += 2 * kWidth) value_block<Rows, 2>(weights, values, num_tokens, d, acc, dim);
-    for (; d < dim; d += kWidth) value_block<Rows, 1>(weights, values, num_tokens, d, acc, dim);
+    for (; d + 2 * kWidth <= dim; d += 2 * kWidth) value_block<Rows, 2>(weights, values, num_tokens, d, acc, dim, next);
+    for (; d < dim; d += kWidth) value_block<Rows, 1>(weights, values, num_tokens, d, acc, dim, next);
 }
 
 // Call body.run<n>(first_row) for rows 0 .. num_rows in groups of n = kMaxRows, and one of the rest.
@@ -118,10 +140,11 @@ struct ValueRows {
     int num_tokens;
     float* acc;
     int64_t dim;
+    TilePrefetch* next;
 
     template <int Rows>
     void run(int64_t row) const {
-        value_rows<Rows>(weights + row * kTile, values, num_tokens, acc + row * dim, dim);
+        value_rows<Rows>(weights + row * kTile, values, num_tokens, acc + row * dim, dim, next);
     }
 };
 

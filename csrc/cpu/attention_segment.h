@@ -67,18 +67,18 @@ struct SegmentRows {
     }
 
     // Add the tokens' values, by the weights: read in place where full vectors fit and they are read once or need no
-    // conversion.
+    // conversion. Meanwhile `next` is fetched.
     template <typename C>
-    void add_values(const C* const* rows, int num_tokens) const {
+    void add_values(const C* const* rows, int num_tokens, TilePrefetch* next) const {
         const bool in_place = dim == head_dim && (num_rows <= kMaxRows || sizeof(C) == sizeof(float));
         if (in_place) {
-            for_row_groups(num_rows, ValueRows<C>{scores, rows, num_tokens, state.acc, dim});
+            for_row_groups(num_rows, ValueRows<C>{scores, rows, num_tokens, state.acc, dim, next});
             return;
         }
         const float* gathered[kTile];
         for (int t = 0; t < num_tokens; ++t) gathered[t] = values + t * dim;
         gather_values(rows, num_tokens, head_dim, values);
-        for_row_groups(num_rows, ValueRows<float>{scores, gathered, num_tokens, state.acc, dim});
+        for_row_groups(num_rows, ValueRows<float>{scores, gathered, num_tokens, state.acc, dim, next});
     }
 
 private:

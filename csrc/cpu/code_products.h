@@ -2,8 +2,8 @@
 // Included by sources compiled once per set (vec.h).
 //
 // AVX2 has no dot product of bytes that adds up in 32 bits. VPMADDUBSW adds pairs of products in 16 bits, which codes of 4
-// bits can fill for a whole record (8 * 2 * 15 * 127 < 2^15), of 5 bits for 4 quads, of 6 bits for 2; codes of 8 bits are
-// multiplied as two nibbles.
+// bits can fill for a whole record (8 * 2 * 15 * 127 < 2^15), of 5 bits for 4 quads, of 6 bits for 2. Codes of 8 bits, less
+// their offset, give their signs to the row's (2 * 128 * 127 < 2^15), and each pair is widened at once.
 #pragma once
 
 #include "panel.h"
@@ -11,7 +11,8 @@
 namespace quire {
 namespace QUIRE_ISA {
 
-// Codes: one quad of a panel. Dot: sums for its 16 columns, of which carry() is called after each 4 quads, with 6 bits 2.
+// Codes: one quad of a panel; operand() makes of it what rows are multiplied with. Dot: sums for its 16 columns, of which
+// carry() is called after each 4 quads, with 6 bits 2.
 #if defined(QUIRE_AVX512)
 
 using Codes = __m512i;
@@ -33,6 +34,7 @@ template <int kBits>
 struct Dot {
     __m512i sums;
 
+    static Codes operand(Codes c) { return c; }
     void zero() { sums = _mm512_setzero_si512(); }
     void add(Codes codes, int32_t quad) { sums = _mm512_dpbusd_epi32(sums, codes, _mm512_set1_epi32(quad)); }
     void carry() {}
@@ -100,6 +102,7 @@ template <int kBits>
 struct Dot {
     __m256i pairs[2], sums[2];
 
+    static const Codes& operand(const Codes& c) { return c; }
     void zero() { pairs[0] = pairs[1] = sums[0] = sums[1] = _mm256_setzero_si256(); }
     void add(const Codes& codes, int32_t quad) { add_products(codes, quad, pairs); }
     void carry() {
@@ -115,6 +118,7 @@ template <>
 struct Dot<4> {
     __m256i pairs[2];
 
+    static const Codes& operand(const Codes& c) { return c; }
     void zero() { pairs[0] = pairs[1] = _mm256_setzero_si256(); }
     void add(const Codes& codes, int32_t quad) { add_products(codes, quad, pairs); }
     void carry() {}
@@ -127,21 +131,33 @@ struct Dot<4> {
 
 template <>
 struct Dot<8> {
-    Dot<4> low, high;
+    struct Operand {
+        Codes values, sizes;
+    };
 
-    void zero() { low.zero(), high.zero(); }
-    void add(const Codes& low_codes, const Codes& high_codes, int32_t quad) {
-        low.add(low_codes, quad), high.add(high_codes, quad);
+    __m256i sums[2];
+
+    static Operand operand(const Codes& c) {
+        Operand x;
+        for (int i = 0; i < 2; ++i) {
+            x.values.v[i] = _mm256_xor_si256(c.v[i], _mm256_set1_epi8(-128));
+            x.sizes.v[i] = _mm256_abs_epi8(x.values.v[i]);
+        }
+        return x;
+    }
+    void zero() { sums[0] = sums[1] = _mm256_setzero_si256(); }
+    __attribute__((always_inline)) void add(const Operand& codes, int32_t quad) {
+        const __m256i x = _mm256_set1_epi32(quad);
+        for (int i = 0; i < 2; ++i) {
+            const __m256i pairs = _mm256_maddubs_epi16(codes.sizes.v[i], _mm256_sign_epi8(x, codes.values.v[i]));
+            __m256i sum = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            __asm__("" : "+x"(sum));  // as above
+            sums[i] = sum;
+        }
     }
     void carry() {}
-    void scale_into(Vec* out, int32_t offset, const Vec* scale) const {
-        __m256i sums[2];
-        for (int i = 0; i < 2; ++i) {
-            sums[i] = _mm256_add_epi32(_mm256_madd_epi16(low.pairs[i], _mm256_set1_epi16(1)),
-                                       _mm256_madd_epi16(high.pairs[i], _mm256_set1_epi16(16)));
-        }
-        scale_sums(sums, out, offset, scale);
-    }
+    // The codes' offset is no part of the sums.
+    void scale_into(Vec* out, int32_t, const Vec* scale) const { scale_sums(sums, out, 0, scale); }
 };
 
 #else
@@ -171,6 +187,7 @@ template <int kBits>
 struct Dot {
     int32_t sums[kPanel];
 
+    static const Codes& operand(const Codes& c) { return c; }
     void zero() { __builtin_memset(sums, 0, sizeof sums); }
     void add(const Codes& codes, int32_t quad) {
         int8_t x[4];
@@ -192,13 +209,11 @@ inline int32_t load_quad(const int8_t* p) {
 }
 
 #if defined(QUIRE_AVX2)
-constexpr bool kNibbles8 = true;  // codes of 8 bits are multiplied as nibbles
 template <int kBits>
 constexpr int rows_at_once() {
-    return kBits == 4 ? 6 : 3;
+    return kBits == 4 ? 6 : kBits == 8 ? 4 : 3;
 }
 #else
-constexpr bool kNibbles8 = false;
 template <int kBits>
 constexpr int rows_at_once() {
     return Vec::kWidth == 1 ? 2 : 8;

@@ -36,6 +36,15 @@ inline void load_key(const float* p, Vec out[1]) { out[0] = Vec::load(p); }
 inline void load_key(const int8_t* p, Vec out[1]) { out[0] = Vec::load(p); }
 inline void load_key(const BFloat16* p, Vec out[2]) { load_pairs(p, &out[0], &out[1]); }
 
+// One of them.
+inline Vec key_at(const float* p, int) { return Vec::load(p); }
+inline Vec key_at(const int8_t* p, int) { return Vec::load(p); }
+inline Vec key_at(const BFloat16* p, int i) {
+    Vec pair[2];
+    load_pairs(p, &pair[0], &pair[1]);
+    return pair[i];
+}
+
 // A tile of the sequence's tokens in the cache.
 template <typename C>
 struct CacheTile {
@@ -107,7 +116,8 @@ struct CacheTile {
 
 // Scores of `Rows` queries for `Vectors` vectors of tokens, read where they lie.
 template <int Rows, int Vectors, typename C>
-void score_in_place(const float* queries, int64_t dim, int64_t head_dim, const CacheTile<C>& tile, int t, float* scores) {
+void score_in_place(const float* queries, int64_t dim, int64_t head_dim, const CacheTile<C>& tile, int t, float* scores,
+                    TilePrefetch* next) {
     constexpr int kStep = Part<C>::kStep;
     const C* from[Vectors];
     for (int j = 0; j < Vectors; ++j) {
@@ -120,18 +130,13 @@ void score_in_place(const float* queries, int64_t dim, int64_t head_dim, const C
         for (int j = 0; j < Vectors; ++j) sums[r][j] = Vec::set1(0.0f);
     }
     for (int64_t d = 0; d < head_dim; d += kStep) {
-        Vec query[Rows][kStep];
-        for (int r = 0; r < Rows; ++r) {
-            for (int i = 0; i < kStep; ++i) query[r][i] = Vec::set1(queries[r * dim + d + i]);
+        for (int i = 0; i < kStep; ++i) next->ask();
+        for (int i = 0; i < kStep; ++i) {
+            add_outer(
+                sums, [&](int r) { return Vec::set1(queries[r * dim + d + i]); },
+                [&](int j) { return key_at(from[j], i); });
         }
-        for (int j = 0; j < Vectors; ++j) {
-            Vec key[kStep];
-            load_key(from[j], key);
-            from[j] += stride;
-            for (int r = 0; r < Rows; ++r) {
-                for (int i = 0; i < kStep; ++i) sums[r][j] = fma(query[r][i], key[i], sums[r][j]);
-            }
-        }
+        for (int j = 0; j < Vectors; ++j) from[j] += stride;
     }
     for (int r = 0; r < Rows; ++r) {
         for (int j = 0; j < Vectors; ++j) sums[r][j].store(scores + r * kTile + t + j * kWidth);
@@ -145,12 +150,13 @@ struct ScoreInPlace {
     int64_t head_dim;
     const CacheTile<C>& tile;
     float* scores;
+    TilePrefetch* next;
 
     template <int Rows>
     void run(int64_t row) const {
-        constexpr int kVectors = Rows <= 3 ? (Part<C>::kScaled ? 2 : 4) : 1;
+        constexpr int kVectors = Rows <= 3 ? 4 : 1;
         for (int t = 0; t < tile.num_tokens; t += kVectors * kWidth) {
-            score_in_place<Rows, kVectors>(queries + row * dim, dim, head_dim, tile, t, scores + row * kTile);
+            score_in_place<Rows, kVectors>(queries + row * dim, dim, head_dim, tile, t, scores + row * kTile, next);
         }
     }
 };
@@ -165,6 +171,20 @@ void gather_queries(const DecoderAttention& a, const QueryTile& tile, int kv_hea
     }
 }
 
+// The blocks of the tile at `position`; after the sequence's end those of the next head's first tile, which lie beside
+// this one's.
+void find_next(const DecoderAttention& a, const QueryTile& tile, int num_tokens, int kv_head, int position,
+               TilePrefetch* next) {
+    if (position >= num_tokens) {
+        position = a.sliding_window > 0 && num_tokens > a.sliding_window ? num_tokens - a.sliding_window : 0;
+        if (++kv_head == a.cache.layout->num_kv_heads) return;
+    }
+    const int32_t* table = a.block_tables + tile.seq * a.block_table_stride;
+    const int block_size = static_cast<int>(a.cache.layout->block_size);
+    const int end = position + kTile < num_tokens ? position + kTile : num_tokens;
+    for (int at = position; at < end; at += block_size) next->add(a.cache.keys(table[at / block_size], kv_head));
+}
+
 template <typename C>
 void attend_segment(const DecoderAttention& a, const QueryTile& tile, int kv_head, int segment, float* scratch,
                     SoftmaxState state) {
@@ -172,8 +192,10 @@ void attend_segment(const DecoderAttention& a, const QueryTile& tile, int kv_hea
     gather_queries(a, tile, kv_head, rows.head_dim, rows.queries);
     rows.for_tiles(segment, [&](int position, int num_tokens) {
         const CacheTile<C> cache(a, tile.seq, kv_head, position, num_tokens);
+        TilePrefetch next(a.cache.layout->head_bytes());
+        find_next(a, tile, rows.last() + 1, kv_head, position + kTile, &next);
         if (rows.num_rows <= kMaxRows && cache.whole_vectors()) {
-            for_row_groups(rows.num_rows, ScoreInPlace<C>{rows.queries, rows.dim, rows.head_dim, cache, rows.scores});
+            for_row_groups(rows.num_rows, ScoreInPlace<C>{rows.queries, rows.dim, rows.head_dim, cache, rows.scores, &next});
         } else {
             cache.gather_keys(rows.head_dim, rows.keys);
             for_row_groups(rows.num_rows,
@@ -188,7 +210,7 @@ void attend_segment(const DecoderAttention& a, const QueryTile& tile, int kv_hea
         }
         const C* values[kTile];
         cache.find_values(rows.head_dim, values);
-        rows.add_values(values, num_tokens);
+        rows.add_values(values, num_tokens, &next);
     });
 }
 

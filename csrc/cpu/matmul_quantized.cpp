@@ -3,6 +3,7 @@
 // Within a record integers are multiplied and added exactly; then out += scale_w * scale_x * sum, in float32, record after
 // record. An output's additions are in the order of k whatever rows stand beside it.
 #include "code_products.h"
+#include "prefetch.h"
 
 namespace quire {
 namespace QUIRE_ISA {
@@ -43,16 +44,10 @@ struct Record {
 template <bool kSecond, int kQuad, int kRows, int kBits, int kGroup, bool kHasMin>
 QUIRE_INLINE void add_quad(const Record<kBits, kGroup, kHasMin>& record, const int8_t* codes, int64_t stride,
                            Dot<kBits> (&dots)[kRows]) {
-    const Codes quad = record.template quad<kSecond, kQuad>();
+    const auto quad = Dot<kBits>::operand(record.template quad<kSecond, kQuad>());
     codes += (kSecond ? 16 : 0) + 4 * kQuad;
-    if constexpr (kBits == 8 && kNibbles8) {
-        const Codes low = low_nibbles(quad), high = high_nibbles(quad);
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) dots[r].add(low, high, load_quad(codes + r * stride));
-    } else {
-#pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) dots[r].add(quad, load_quad(codes + r * stride));
-    }
+    for (int r = 0; r < kRows; ++r) dots[r].add(quad, load_quad(codes + r * stride));
     if (kBits == 6 ? kQuad % 2 == 1 : kQuad == 3) {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) dots[r].carry();
@@ -98,9 +93,11 @@ QUIRE_INLINE void scale_group(const Record<kBits, kGroup, kHasMin>& record, int 
     }
 }
 
+// `next`: what will be read next of the weights, of which `step` bytes are asked for with each record.
 template <int kRows, int kBits, int kGroup, bool kHasMin>
-__attribute__((noinline)) void multiply_rows(const uint8_t* panel, int64_t num_records, const QuantizedRows& x,
-                                             int64_t row, const MatmulOutput& y, int64_t column) {
+__attribute__((noinline)) void multiply_rows(const uint8_t* panel, const uint8_t* next, int64_t step, int64_t num_records,
+                                             const QuantizedRows& x, int64_t row, const MatmulOutput& y,
+                                             int64_t column) {
     using TheRecord = Record<kBits, kGroup, kHasMin>;
     const int8_t* codes = x.codes + row * x.stride;
     const int64_t stride = x.stride, scale_stride = x.stride / kRecord;
@@ -111,6 +108,7 @@ __attribute__((noinline)) void multiply_rows(const uint8_t* panel, int64_t num_r
     }
     for (int64_t i = 0; i < num_records; ++i, panel += TheRecord::kBytes, codes += kRecord, ++scales) {
         const TheRecord record{panel};
+        for (const uint8_t* const end = next + step; next < end; next += kCacheLine) __builtin_prefetch(next, 0, 2);
         Dot<kBits> dots[kRows];
         zero(dots);
         add_half<false>(record, codes, stride, dots);
@@ -136,16 +134,23 @@ void multiply(const QuireWeight& w, const QuantizedRows& x, const MatmulRange& r
     constexpr int kMaxRows = rows_at_once<kBits>();
     constexpr WeightFormat kFormat{kBits, kGroup, kHasMin};
     const int64_t num_records = padded_k(kFormat, w.k) / kRecord, bytes = panel_bytes(kFormat, w.k);
+    // While a panel is multiplied the next one is fetched, a part with each tile of rows: too many rows are multiplied
+    // between two of its lines for the hardware to foresee them.
+    const int64_t num_tiles = (range.end_row - range.first_row + kMaxRows - 1) / kMaxRows;
+    const int64_t step = (kFormat.record_bytes() / num_tiles + kCacheLine - 1) / kCacheLine * kCacheLine;
     for (int64_t p = range.first_panel; p < range.end_panel; ++p) {
         const uint8_t* const panel = static_cast<const uint8_t*>(w.data) + p * bytes;
         const int64_t column = (p - range.first_panel) * kPanel;
+        const uint8_t *next = panel + bytes, *const end = next + bytes;  // a prefetch past the last panel does no harm
         int64_t row = range.first_row;
         while (row < range.end_row) {
             // Tiles of like size, rather than a full one and a rest.
             const int64_t left = range.end_row - row, tiles = (left + kMaxRows - 1) / kMaxRows;
             const int64_t rows = (left + tiles - 1) / tiles;
-            multiply_some<kMaxRows, kBits, kGroup, kHasMin>(rows, panel, num_records, x, row, y, column);
+            multiply_some<kMaxRows, kBits, kGroup, kHasMin>(rows, panel, next, next < end ? step : 0, num_records, x, row,
+                                                            y, column);
             row += rows;
+            next += num_records * step;
         }
     }
 }

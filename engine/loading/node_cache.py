@@ -87,7 +87,7 @@ def open_cached(path: Path, create: bool = False) -> CachedFile:
         if os.fstat(file.fd).st_nlink:  # not evicted between the two lines above
             break
         file.close()
-    with contextlib.suppress(PermissionError):  # another user's, who shares it with us
+    with contextlib.suppress(OSError):  # another user's, or on a disk that is read only
         os.utime(path)
     return file
 

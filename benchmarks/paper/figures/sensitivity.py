@@ -1,4 +1,4 @@
-"""What the ratios of Fig. 12 rest on: the host's cost of a step and of a sequence, and the length of the trace."""
+"""What the ratios of Fig. 12 and 14 rest on: the host's cost of a step and of a sequence; the length of the trace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Drawing
 from benchmarks.paper.figure import SIMULATED, Context, Figure, Outcome, Row
 from benchmarks.paper.runs import Run, Workload
 from benchmarks.paper.saturation import Overload, Saturation, saturate
-from benchmarks.paper.setups import OPT_13B, OPT_66B, OPT_175B, ORCA_MAX, ORCA_ORACLE, PAGED
+from benchmarks.paper.setups import OPT_13B, OPT_66B, OPT_175B, ORCA_MAX, ORCA_ORACLE, PAGED, Setup
 from benchmarks.paper.sweep import sweep
 from engine.execution.hardware import Hardware, find_hardware
 
@@ -28,6 +28,8 @@ _COSTS = (
     (30.0, 0.0),
     (30.0, 0.236),
 )
+# Fig. 14's cases, over Orca (Oracle): sequences of a request, whether they are beams, and the paper's ratio.
+_SHARING = ((1, False, 1.3), (6, True, 2.3))
 _LENGTH_SETUP = OPT_66B  # the one with the fewest tokens a second, so the cheapest to simulate for long
 _LENGTHS_S = (100.0, 300.0)
 _QUICK_LENGTHS_S = (60.0,)
@@ -58,9 +60,7 @@ def run(context: Context) -> Outcome:
     ratios: dict[str, dict[str, float]] = {}
     for step_ms, sequence_ms in _COSTS:
         for setup in setups:
-            hardware = dataclasses.replace(
-                find_hardware(setup.hardware), step_s=1e-3 * step_ms, sequence_s=1e-3 * sequence_ms
-            )
+            hardware = _priced(setup, step_ms, sequence_ms)
             rates = {system.name: measured[setup.title, system.name].rate(hardware) for system in _SYSTEMS}
             for system in _SYSTEMS[1:]:
                 ratio = rates[PAGED.name] / rates[system.name]
@@ -69,6 +69,7 @@ def run(context: Context) -> Outcome:
                 ratios.setdefault(name, {})[cost] = ratio
                 note = f"paged {rates[PAGED.name]:.3g} requests/s"
                 rows.append(Row(f"{name}, {cost}", "x", ratio, _PAPER[system.name], note))
+    rows += _sharing_rows(context)
     lengths = _lengths(context, workload, measured)
     rows += [
         Row(
@@ -89,6 +90,32 @@ def run(context: Context) -> Outcome:
     ]
     data: dict[str, Any] = {"ratios": ratios, "trace_lengths": [item._asdict() for item in lengths]}
     return Outcome(rows, data, notes, lambda drawing: _draw(drawing, ratios))
+
+
+def _priced(setup: Setup, step_ms: float, sequence_ms: float) -> Hardware:
+    return dataclasses.replace(find_hardware(setup.hardware), step_s=1e-3 * step_ms, sequence_s=1e-3 * sequence_ms)
+
+
+def _sharing_rows(context: Context) -> list[Row]:
+    """Fig. 14's first and last case under each cost: the less a sequence costs, the more sharing gains."""
+    cases = _SHARING[:1] if context.scale.quick else _SHARING
+    systems = (PAGED, ORCA_ORACLE)
+    overloads = [
+        Overload(OPT_13B, system, Workload("Alpaca", context.alpaca, num_sequences=count, beam=beam))
+        for count, beam, _ in cases
+        for system in systems
+    ]
+    measured = context.map(saturate, overloads)
+    rows = []
+    for (count, beam, paper), paged, oracle in zip(cases, measured[::2], measured[1::2], strict=True):
+        name = (
+            f"{OPT_13B.title}, Alpaca, {f'{count} beams' if beam else 'one sequence'}: paged over {ORCA_ORACLE.title}"
+        )
+        for step_ms, sequence_ms in _COSTS:
+            hardware = _priced(OPT_13B, step_ms, sequence_ms)
+            ratio = paged.rate(hardware) / oracle.rate(hardware)
+            rows.append(Row(f"{name}, {step_ms:g} ms a step, {sequence_ms:g} ms a sequence", "x", ratio, paper))
+    return rows
 
 
 def _machine_rows(title: str, hardware: Hardware, measured: dict[tuple[str, str], Saturation]) -> list[Row]:
@@ -140,4 +167,4 @@ def _draw(drawing: Drawing, ratios: dict[str, dict[str, float]]) -> None:
         axes.legend(fontsize="small")
 
 
-FIGURE = Figure("sensitivity", "What Fig. 12's ratios rest on, ShareGPT", run, simulated="A100s as the paper ran them")
+FIGURE = Figure("sensitivity", "What Fig. 12's and 14's ratios rest on", run, simulated="A100s as the paper ran them")

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from app.balancer import Balancer, BookingGoneError, CheapestPolicy, Choice, RequestCost
 from app.balancer.fleet import Fleet
-from app.balancer.prefix_index import slots_of
+from app.balancer.prefix_index import PrefixIndex, slots_of
 from app.transport.messages import LoadReport
 
 LOAD = LoadReport(num_blocks=100, num_free_blocks=100, prefill_tokens_per_s=1000.0, decode_step_s=0.02)
@@ -140,7 +140,10 @@ class BalancerMachine(RuleBasedStateMachine):
             assert fleet.num_sequences[slot] == sum(booking.cost.num_sequences for booking in unreported)
             assert fleet.num_blocks_taken[slot] == sum(booking.num_new_blocks for booking in unreported)
             # Two bookings may wait for one block; the first that ends takes it off.
-            assert fleet.expected.held(slot) <= {item for booking in placed for item in booking.expected}
+            announced = [booking for booking in placed if booking.is_expected]
+            blocks = {item for one in announced for item in one.cost.block_hashes[one.num_cached_blocks :]}
+            assert isinstance(fleet.expected, PrefixIndex)
+            assert fleet.expected.held(slot) <= blocks
 
     def teardown(self) -> None:
         for key in list(self.keys):
@@ -274,6 +277,28 @@ def test_an_old_report_does_not_bring_back_work_that_is_done() -> None:
     balancer.report("a", replace(LOAD, num_waiting_tokens=1000), age_s=1.0)
     balancer.report("b", replace(LOAD, num_waiting_tokens=100))
     assert balancer.book(1, COST).replica_id == "a"
+
+
+def test_a_silent_replica_costs_its_silence_and_then_is_not_chosen() -> None:
+    clock = Clock()
+    balancer = Balancer(silent_after_s=2.0, stale_after_s=6.0, clock=clock)
+    for name in ("a", "b"):
+        balancer.add_replica(name, 16, LOAD)
+    balancer.blocks_changed("b", chain("x", 100), ())
+    balancer.report("a", replace(LOAD, num_waiting_tokens=4000))
+    clock.now_s += 1.0
+    balancer.heard("a")
+    assert balancer.book(1, prompt("y", 1)).replica_id == "b"
+    clock.now_s += 1.5
+    balancer.heard("a")
+    # 1.5 s of work are left at a; b has been silent for 2.5 s, which only a long match outweighs.
+    assert balancer.book(2, prompt("y", 1)).replica_id == "a"
+    assert balancer.book(3, prompt("x", 100)).replica_id == "b"
+    clock.now_s += 4.0
+    balancer.heard("a")
+    assert balancer.book(4, prompt("x", 100)).replica_id == "a"
+    balancer.heard("b")
+    assert balancer.book(5, prompt("x", 100)).replica_id == "b"
 
 
 def test_held_requests_go_when_a_replica_comes_free_the_shortest_first() -> None:

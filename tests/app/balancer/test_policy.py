@@ -81,6 +81,14 @@ def test_long_prompts_keep_to_their_lane_while_that_is_cheap() -> None:
     assert policy.choose(request(60), fleet, everyone(fleet)).slot % 2 == 0
 
 
+def test_the_more_are_held_back_the_more_a_cached_prefix_is_worth() -> None:
+    fleet = fleet_of([0.0, 0.5], {1: 20})
+    policy = CheapestPolicy()
+    assert policy.choose(request(20), fleet, 0b11).slot == 0
+    fleet.num_held = 4
+    assert policy.choose(request(20), fleet, 0b11).slot == 1
+
+
 def chosen(policy: Policy, fleet: Fleet, num_blocks: int = 0) -> int:
     return policy.choose(request(num_blocks), fleet, everyone(fleet)).slot
 

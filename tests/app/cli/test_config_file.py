@@ -150,3 +150,21 @@ def test_check_accepts_the_quickstart() -> None:
     result = CliRunner().invoke(cli, ["check", str(path)])
     assert result.exit_code == 0, result.output
     assert "smollm2-135m-instruct" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "user_config", "dropped"),
+    [
+        ("ingress: {api_keys: [a, b]}", "{api_keys: [a]}", "args.ingress.api_keys"),
+        ("ingress: {api_keys: [a]}", "{}", "args.ingress.api_keys"),
+        ("splits: {s: {m: 1}}", "{api_keys: [a]}", "the split 's'"),
+    ],
+)
+def test_a_user_config_must_not_drop_what_args_say(tmp_path: Path, args: str, user_config: str, dropped: str) -> None:
+    override = f"    deployments:\n      - {{name: Ingress, user_config: {user_config}}}\n"
+    text = GOOD.rstrip("\n") + f"\n      {args}\n" + override
+    with pytest.raises(ConfigError, match=r"replaces what args say, and would drop") as caught:
+        load_config(written(tmp_path, text))
+    assert dropped in str(caught.value)
+    kept = "{api_keys: [b, a], splits: {s: {m: 1}}}"
+    load_config(written(tmp_path, text.replace(f"user_config: {user_config}", f"user_config: {kept}")))

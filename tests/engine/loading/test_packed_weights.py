@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import subprocess
@@ -145,15 +146,36 @@ def test_a_file_is_made_once_and_mapped_by_all(cache: Path, library: KernelLibra
     assert first.shared
     (path,) = cache.glob("*.bin")
     assert path.name.startswith("dummy-tiny-")
-    made = path.stat().st_mtime_ns
+    made = path.stat().st_ino
     second = load(library, "dummy:tiny")
-    assert path.stat().st_mtime_ns == made
+    assert path.stat().st_ino == made
     assert np.array_equal(first.matrices["layers.0.down"].data, second.matrices["layers.0.down"].data)
     load(library, "dummy:tiny", WeightPolicy("int8", "float32"))
     load(library, "dummy:tiny", WeightPolicy("none", "bfloat16"))
     load(library, "dummy:tiny-opt")
     assert len(list(cache.glob("*.bin"))) == 4, "one of them took another's file"
     assert not list(cache.glob("*.partial"))
+
+
+def test_the_caches_bound_holds_for_packed_weights(
+    cache: Path, library: KernelLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = load(library, "dummy:tiny")
+    (path,) = cache.glob("*.bin")
+    num_bytes = path.stat().st_blocks * 512
+    monkeypatch.setenv("QUIRE_CACHE_BYTES", str(num_bytes + num_bytes // 2))
+    with caplog.at_level(logging.WARNING):
+        second = load(library, "dummy:tiny", WeightPolicy("int8", "float32"))
+        assert second.shared, "half as large: there is room for both"
+        third = load(library, "dummy:tiny", NATIVE)
+    assert path.is_file(), "mapped weights are in use"
+    assert not third.shared, "so that these had no room"
+    assert "raise QUIRE_CACHE_BYTES" in caplog.text
+    assert first.shared
+    del first
+    gc.collect()
+    assert load(library, "dummy:tiny", NATIVE).shared
+    assert not path.exists()
 
 
 def test_everything_is_aligned_for_vectors(library: KernelLibrary) -> None:

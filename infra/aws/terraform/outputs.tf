@@ -1,0 +1,9 @@
+output "cluster_name" {
+  description = "For `aws eks update-kubeconfig --name`."
+  value       = aws_eks_cluster.this.name
+}
+
+output "weights_role_arn" {
+  description = "For the service account's annotation in infra/kubernetes/overlays."
+  value       = aws_iam_role.weights.arn
+}
