@@ -15,7 +15,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load_s = time.perf_counter() - began
     requests = _requests(options, llm)
     cores = len(os.sched_getaffinity(0))
-    machine = _measure_machine(engine_options.get("num_threads") or cores)
+    num_threads = engine_options.get("num_threads") or cores
+    machine = _measure_machine(num_threads)
     result: dict[str, Any] = {
         "benchmark": "cpu",
         "peer": "quire",
@@ -83,7 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ceiling = best_of(machine) if machine else None
     result["batch_phases"] = _profile_batch(llm, requests, ceiling)
     result["decode"] = [
-        report.decode_json(_measure_decode(llm, DecodeCase(batch, options.context, options.steps), ceiling))
+        report.decode_json(
+            _measure_decode(
+                llm,
+                DecodeCase(batch, options.context, options.steps),
+                (lambda: best_of(measure_machine(num_threads))) if machine else None,
+            )
+        )
         for batch in options.batches
     ]
     if options.busy_loop:
@@ -123,8 +130,8 @@ def _profile_batch(llm: LLM, requests: Sequence[Request], machine: MachineRates 
     }
 
 
-def _measure_decode(llm: LLM, case: DecodeCase, machine: MachineRates | None) -> DecodeResult:
-    result = measure_decode(llm.engine, case, machine)
+def _measure_decode(llm: LLM, case: DecodeCase, measure: Callable[[], MachineRates] | None) -> DecodeResult:
+    result = measure_decode(llm.engine, case, measure)
     _print(report.decode_lines(result))
     return result
 

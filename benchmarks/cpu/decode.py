@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.cpu.machine import MachineRates
+from benchmarks.cpu.machine import MachineRates, mean_of
 from benchmarks.cpu.roofline import Sizes, floor_seconds
 from benchmarks.cpu.steps import Probe, Step
 from engine.engine import LLMEngine
@@ -26,13 +26,15 @@ class DecodeCase(NamedTuple):
 
 
 class DecodeResult(NamedTuple):
-    """Medians over a case's steps, in seconds; `floor` is the roofline's, by phase, or empty without one."""
+    """Medians over a case's steps, in seconds; `floor` is the roofline's, by phase, or empty without one. `machine` is
+    what the machine reached right before the steps and right after."""
 
     case: DecodeCase
     step_s: float
     phases: dict[str, float]
     python_share: float
     floor: dict[str, float]
+    machine: list[MachineRates]
 
     @property
     def floor_ratio(self) -> float | None:
@@ -40,25 +42,30 @@ class DecodeResult(NamedTuple):
         return self.step_s / sum(self.floor.values()) if self.floor else None
 
 
-def measure_decode(engine: LLMEngine, case: DecodeCase, machine: MachineRates | None) -> DecodeResult:
-    """The engine must be idle; it is again when this returns."""
+def measure_decode(engine: LLMEngine, case: DecodeCase, measure: Callable[[], MachineRates] | None) -> DecodeResult:
+    """The engine must be idle; it is again when this returns. `measure` reads the machine's rates."""
     probe = Probe(engine)
-    steps = decode_steps(engine, probe, case)
+    machine: list[MachineRates] = []
+    steps = decode_steps(engine, probe, case, None if measure is None else lambda: machine.append(measure()))
     floor = {}
-    if machine is not None:
+    if measure is not None:
+        machine.append(measure())
         sizes = Sizes(probe.weight_bytes(), probe.kv_bytes_per_token())
-        floor = _per_step(engine.model_config, sizes, steps, machine)
+        floor = _per_step(engine.model_config, sizes, steps, mean_of(machine))
     return DecodeResult(
         case,
         statistics.median(step.seconds for step in steps),
         {name: statistics.median(step.phases[name] for step in steps) for name in steps[0].phases},
         statistics.median(step.python_share for step in steps),
         floor,
+        machine,
     )
 
 
-def decode_steps(engine: LLMEngine, probe: Probe, case: DecodeCase) -> list[Step]:
-    """The case's steps, once every prompt is computed."""
+def decode_steps(
+    engine: LLMEngine, probe: Probe, case: DecodeCase, before: Callable[[], None] | None = None
+) -> list[Step]:
+    """The case's steps, once every prompt is computed and `before` was called."""
     rng = np.random.default_rng(0)
     # While the last prompts are computed the first sequences already decode, which takes a step a budget of prompts.
     head_start = case.batch * case.context // engine.config.max_num_batched_tokens
@@ -74,6 +81,8 @@ def decode_steps(engine: LLMEngine, probe: Probe, case: DecodeCase) -> list[Step
                 raise ValueError(f"{case.batch} sequences of {case.context} tokens never decoded all together")
             engine.step()
             if steps and _all_decode(steps[-1], case.batch):
+                if not decoding and before is not None:
+                    before()
                 decoding.append(steps[-1])
     engine.abort_all("abort")
     return decoding[1:]  # the first one follows a prompt, which has left nothing of the weights in the caches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
 from engine.kernels.library import KernelError, KernelsUnavailableError, load_library
@@ -56,6 +57,16 @@ def best_of(measured: list[MachineRates]) -> MachineRates:
         measured[-1].num_threads,
         max(rates.bytes_per_s for rates in measured),
         {kind: max(rates.operations_per_s[kind] for rates in measured) for kind in kinds},
+    )
+
+
+def mean_of(readings: Sequence[MachineRates]) -> MachineRates:
+    """Of several readings of one machine: a virtual one's two processors may be one core's now and two cores' later."""
+    first, count = readings[0], len(readings)
+    return MachineRates(
+        first.num_threads,
+        sum(rates.bytes_per_s for rates in readings) / count,
+        {kind: sum(rates.operations_per_s[kind] for rates in readings) / count for kind in first.operations_per_s},
     )
 
 

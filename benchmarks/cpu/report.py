@@ -45,6 +45,8 @@ def decode_lines(result: DecodeResult) -> Iterator[str]:
     case = result.case
     yield from phase_lines(f"decode step, {case.batch} x {case.context}", result.phases, result.floor, "ms")
     ratio = "" if result.floor_ratio is None else f", {result.floor_ratio:.2f} x the roofline"
+    for when, rates in zip(("before", "after"), result.machine, strict=False):
+        yield f"  {when}: {next(machine_lines([rates]))}"
     yield f"  median step {result.step_s * 1e3:.3f} ms{ratio}; Python's share {result.python_share:.1%}"
 
 
@@ -54,6 +56,7 @@ def decode_json(result: DecodeResult) -> dict[str, object]:
         "step_ms": round(result.step_s * 1e3, 4),
         "phases_ms": {name: round(seconds * 1e3, 4) for name, seconds in result.phases.items()},
         "roofline_ms": {name: round(seconds * 1e3, 4) for name, seconds in result.floor.items()},
+        "machine": [rates.as_json() for rates in result.machine],
         "roofline_ratio": None if result.floor_ratio is None else round(result.floor_ratio, 3),
         "python_share": round(result.python_share, 4),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.cpu.machine import MachineRates, best_of, measure_machine
+from benchmarks.cpu.machine import MachineRates, best_of, mean_of, measure_machine
 from engine.kernels.library import KernelError, load_library
 
 needs_library = pytest.mark.skipif(load_library("cpu").library is None, reason="needs the native CPU kernels")
@@ -29,3 +29,11 @@ def test_the_ceiling_is_the_best_of_all_numbers_of_threads() -> None:
     best = best_of([one, two])
     assert best == MachineRates(2, 20e9, {"float32": 190e9, "int8": 400e9})
     assert best.fastest("bfloat16") == 190e9, "a machine without bfloat16 products multiplies in float32"
+
+
+def test_the_mean_of_readings() -> None:
+    one, two = (
+        MachineRates(2, 10.0, {"float32": 1.0, "int8": 4.0}),
+        MachineRates(2, 20.0, {"float32": 3.0, "int8": 4.0}),
+    )
+    assert mean_of([one, two]) == MachineRates(2, 15.0, {"float32": 2.0, "int8": 4.0})
