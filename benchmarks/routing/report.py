@@ -47,8 +47,8 @@ def quantile(ordered: list[float], share: float) -> float:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """The results for people: a line a policy."""
     columns = [
-        *("hit_rate", "ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "goodput_rps", "imbalance"),
-        *("misjudged", "decisions_per_s", "decision_p99_us"),
+        *("hit_rate", "ttft_mean_s", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s"),
+        *("goodput_rps", "imbalance", "misjudged", "decisions_per_s", "decision_p99_us"),
     ]
     lines = [f"{'policy':<18}" + "".join(f"{column:>17}" for column in columns)]
     lines += [

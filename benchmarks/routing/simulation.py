@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.balancer import Balancer, Policy, RequestCost
-from benchmarks.routing.replica import ReplicaModel, SimulatedReplica
+from benchmarks.routing.replica import Model, Progress, Replica
 from benchmarks.routing.trace import BLOCK_SIZE, Arrival
 
 # What a request is expected to produce, whatever it will: a balancer cannot know.
@@ -29,7 +29,7 @@ class FleetSetup(NamedTuple):
     """
 
     num_replicas: int
-    model: ReplicaModel
+    model: Model
     staleness_s: float = 0.0
     num_ingresses: int = 1
     hold_s: float | None = None
@@ -37,7 +37,7 @@ class FleetSetup(NamedTuple):
 
 @dataclass(slots=True)
 class Outcome:
-    """One policy's run. Times in seconds, by request in order of first tokens; decisions in microseconds."""
+    """One policy's run. Times in seconds, by request in order of last tokens; decisions in microseconds."""
 
     ttft_s: list[float] = field(default_factory=list)
     tpot_s: list[float] = field(default_factory=list)
@@ -56,7 +56,9 @@ class Simulation:
     def __init__(self, setup: FleetSetup, make_policy: Callable[[], Policy]) -> None:
         self._setup = setup
         self._now = 0.0
-        self._replicas = [SimulatedReplica(setup.model) for _ in range(setup.num_replicas)]
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._num_events = 0
+        self._replicas = [setup.model.make_replica(self._at) for _ in range(setup.num_replicas)]
         self._names = [f"r{index}" for index in range(setup.num_replicas)]
         self._index_of = {name: index for index, name in enumerate(self._names)}
         self._balancers = [
@@ -71,8 +73,6 @@ class Simulation:
             for _ in range(setup.num_ingresses)
         ]
         self._timer_at = [float("inf")] * setup.num_ingresses
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._num_events = 0
         self._outcome = Outcome()
         for name, replica in zip(self._names, self._replicas, strict=True):
             for balancer in self._balancers:
@@ -140,26 +140,32 @@ class Simulation:
         balancer = self._balancers[ingress]
         replica = self._replicas[self._index_of[replica_id]]
         receipt = balancer.receipt(key)
-        admission = replica.admit(arrival, self._now)
+        ttft_s = 0.0
+
+        def first_token() -> None:
+            nonlocal ttft_s
+            ttft_s = self._now - arrival.time_s
+            balancer.computed(key)
+            if self._setup.model.times_vary:
+                self._tell(replica_id, replica, (), [], [])
+
+        def last_token(tpot_s: float) -> None:
+            self._outcome.ttft_s.append(ttft_s)
+            self._outcome.tpot_s.append(tpot_s)
+            balancer.release(key)
+            self._tell(replica_id, replica, (), [], [])
+
+        admission = replica.admit(arrival, self._now, Progress(first_token, last_token))
         outcome = self._outcome
-        outcome.ttft_s.append(admission.first_token_s - arrival.time_s)
-        outcome.tpot_s.append(self._setup.model.token_s)
         outcome.cached_tokens += admission.cached_tokens
         outcome.prompt_tokens += arrival.request.input_length
         outcome.misjudged_requests += receipt is None or receipt.cached_tokens != admission.cached_tokens
         self._tell(replica_id, replica, (key,), admission.stored, admission.removed)
-        self._at(admission.first_token_s, lambda: balancer.computed(key))
-        self._at(admission.last_token_s, lambda: self._finish(key, balancer, replica_id, replica))
-
-    def _finish(self, key: int, balancer: Balancer, replica_id: str, replica: SimulatedReplica) -> None:
-        replica.finish(self._arrivals[key])
-        balancer.release(key)
-        self._tell(replica_id, replica, (), [], [])
 
     def _tell(
         self,
         replica_id: str,
-        replica: SimulatedReplica,
+        replica: Replica,
         admitted: tuple[int, ...],
         stored: list[int],
         removed: list[int],

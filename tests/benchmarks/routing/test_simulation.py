@@ -8,7 +8,7 @@ import pytest
 
 from app.balancer import make_policy
 from app.balancer.policies import POLICIES
-from benchmarks.routing.replica import ReplicaModel, SimulatedReplica
+from benchmarks.routing.replica import Progress, ReplicaModel
 from benchmarks.routing.report import quantile, summary
 from benchmarks.routing.simulation import FleetSetup, Outcome, Simulation
 from benchmarks.routing.trace import Arrival, TracedRequest, arrivals, ideal_hit_rate, read_trace
@@ -77,13 +77,16 @@ def test_stale_reports_cost_hits_but_never_requests() -> None:
 
 
 def test_a_replica_computes_in_turn_and_forgets_the_least_recently_used() -> None:
-    replica = SimulatedReplica(ReplicaModel(num_blocks=3, prefill_tokens_per_s=512.0, token_s=0.1))
+    events: list[float] = []
+    model = ReplicaModel(num_blocks=3, prefill_tokens_per_s=512.0, token_s=0.1)
+    replica = model.make_replica(lambda time_s, _: events.append(time_s))
+    nothing = Progress(lambda: None, lambda _: None)
     first = Arrival(0.0, TracedRequest(0.0, 1024, 10, (0, 1)), 0)
-    admission = replica.admit(first, 0.0)
-    assert (admission.first_token_s, admission.last_token_s, admission.cached_tokens) == (2.0, 3.0, 0)
+    admission = replica.admit(first, 0.0, nothing)
+    assert (events, admission.cached_tokens) == ([2.0, 3.0], 0)
     assert sorted(admission.stored) == [0, 1]
-    second = replica.admit(Arrival(1.0, TracedRequest(0.0, 1536, 10, (0, 2, 3)), 0), 1.0)
-    assert second.first_token_s == pytest.approx(4.0)
+    second = replica.admit(Arrival(1.0, TracedRequest(0.0, 1536, 10, (0, 2, 3)), 0), 1.0, nothing)
+    assert events[2] == pytest.approx(4.0)
     assert second.cached_tokens == 512
     assert second.removed == [1]
     assert replica.load(1.0, ()).num_waiting_tokens == 1536
