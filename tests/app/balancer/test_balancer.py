@@ -51,11 +51,9 @@ class BalancerMachine(RuleBasedStateMachine):
         self.next_key = 0
 
     def eligible(self) -> set[str]:
-        return {
-            name
-            for name, heard_at in self.heard_at.items()
-            if name not in self.draining and self.clock.now_s - heard_at <= 5.0
-        }
+        staying = self.heard_at.keys() - self.draining
+        # If all are silent, silence says nothing.
+        return {name for name in staying if self.clock.now_s - self.heard_at[name] <= 5.0} or staying
 
     names = st.sampled_from(("a", "b", "c"))
 
@@ -299,6 +297,20 @@ def test_a_silent_replica_costs_its_silence_and_then_is_not_chosen() -> None:
     assert balancer.book(4, prompt("x", 100)).replica_id == "a"
     balancer.heard("b")
     assert balancer.book(5, prompt("x", 100)).replica_id == "b"
+
+
+def test_if_all_replicas_are_silent_requests_are_placed_all_the_same() -> None:
+    clock = Clock()
+    balancer = Balancer(silent_after_s=2.0, stale_after_s=6.0, clock=clock)
+    for name in ("a", "b"):
+        balancer.add_replica(name, 16, LOAD)
+    balancer.blocks_changed("b", chain("x", 100), ())
+    clock.now_s += 60.0
+    assert balancer.num_available == 2
+    assert balancer.book(1, prompt("x", 100)).replica_id == "b"
+    assert balancer.place(1, refused=True).replica_id == "a"
+    balancer.heard("a")
+    assert balancer.book(2, prompt("x", 100)).replica_id == "a"
 
 
 def test_held_requests_go_when_a_replica_comes_free_the_shortest_first() -> None:
