@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable
@@ -14,10 +14,9 @@ from app.balancer.cost import RequestCost
 from app.balancer.fleet import SILENT_AFTER_S, Fleet
 from app.balancer.holding import Holding
 from app.balancer.ledger import Ledger
-from app.balancer.policy import CheapestPolicy, Choice, Policy
+from app.balancer.placer import Placer
+from app.balancer.policy import CheapestPolicy, Policy
 from app.transport.messages import LoadReport
-
-logger = logging.getLogger(__name__)
 
 
 class Balancer:
@@ -32,7 +31,7 @@ class Balancer:
             chosen for again when a replica comes free: shorter prompts then go first, and a replica with a longer
             match may be free. None places every request at once.
         silent_after_s: choosing a replica not heard from for longer costs as long again.
-        stale_after_s: a replica not heard from for longer is not chosen.
+        stale_after_s: a replica not heard from for longer is not chosen, unless that goes for all.
         expire_after_s: a booking that its replica has never confirmed is dropped after this.
         use_native: compute CheapestPolicy by the C++ core if it is there.
     """
@@ -48,9 +47,15 @@ class Balancer:
         use_native: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._policy, self._fleet = policy or CheapestPolicy(), Fleet()
-        if use_native and type(self._policy) is CheapestPolicy and native.is_available():
-            self._policy, self._fleet = native.NativeCheapestPolicy(self._policy.weights), native.NativeFleet()
+        policy = policy or CheapestPolicy()
+        self._fleet: Fleet
+        self._placer: Placer
+        if use_native and type(policy) is CheapestPolicy and native.is_available():
+            self._fleet = fleet = native.NativeFleet()
+            self._placer = native.NativePlacer(policy, fleet)
+        else:
+            self._fleet = Fleet()
+            self._placer = Placer(policy, self._fleet)
         self._fleet.silent_after_s = silent_after_s
         self._hold_s = hold_s
         self._expire_after_s = expire_after_s
@@ -157,7 +162,7 @@ class Balancer:
             now = self._clock()
             booking = Booking(key, cost, frozenset(excluded), now, now)
             self._bookings[key] = booking
-            return self._place(booking, may_hold=True)
+            return self._place(booking, now, may_hold=True)
 
     def place(self, key: int, *, refused: bool = False) -> Placement:
         """Where a booking belongs now. Whoever asks is about to send the request: it is held no longer.
@@ -174,14 +179,14 @@ class Balancer:
             if booking is None:
                 raise BookingGoneError(key)
             if refused and booking.replica_id is not None:
-                booking.refused_by.add(booking.replica_id)
+                booking.refused_by |= {booking.replica_id}
                 self._ledger.take(booking)
                 booking.num_moves += 1
             if booking.replica_id is not None:
                 if not self._availability.is_draining(booking.slot):
                     return Placement(booking.replica_id, booking.num_moves)
                 self._ledger.take(booking)
-            return self._place(booking, may_hold=False)
+            return self._place(booking, self._clock(), may_hold=False)
 
     def dispatch(self) -> list[int]:
         """Place held requests that a replica has become free for; their keys."""
@@ -189,19 +194,15 @@ class Balancer:
             if self._hold_s is None:
                 return []
             now = self._clock()
-            fleet = self._fleet
-            reserved = []
-            placed = []
-            for booking in self._holding.to_try(now + self._hold_s, now):
-                if self._place(booking, may_hold=True).held:
-                    # The next in turn must see that this one goes there first.
-                    reserved.append((booking.wanted_slot, fleet.free_at[booking.wanted_slot]))
-                    fleet.queue_prompt(booking.wanted_slot, booking.prefill_s, now)
-                else:
-                    placed.append(booking.key)
-            for slot, free_at in reversed(reserved):
-                fleet.set_free_at(slot, free_at)
-            return placed
+            # Of those held on, the next in turn must see that they go first.
+            try:
+                return [
+                    booking.key
+                    for booking in self._holding.to_try(now + self._hold_s, now)
+                    if not self._place(booking, now, may_hold=True, reserves=True).held
+                ]
+            finally:
+                self._placer.unreserve()
 
     def next_dispatch_s(self) -> float | None:
         """Seconds until `dispatch` may find something to do, as far as can be foreseen; None if nothing is held."""
@@ -260,8 +261,8 @@ class Balancer:
     def _available(self) -> int:
         return self._availability.bitmap(self._clock())
 
-    def _place(self, booking: Booking, *, may_hold: bool) -> Placement:
-        now = self._fleet.now = self._clock()
+    def _place(self, booking: Booking, now: float, *, may_hold: bool, reserves: bool = False) -> Placement:
+        self._fleet.now = now
         allowed = self._availability.bitmap(now)
         if booking.excluded:
             allowed &= ~self._bits(booking.excluded)
@@ -269,37 +270,22 @@ class Balancer:
         if booking.refused_by:
             willing &= ~self._bits(booking.refused_by)
         if not willing:
-            booking.refused_by.clear()
+            booking.refused_by = frozenset()
             willing = allowed
         if not willing:
             self._holding.remove(booking)
             return Placement(None, booking.num_moves)
-        choice = self._choose(booking.cost, willing)
-        wait_s = max(self._fleet.free_at[choice.slot] - now, 0.0)
-        booking.num_cached_blocks = choice.num_cached_blocks
-        booking.predicted_cost_s = choice.cost_s
-        booking.predicted_wait_s = wait_s
-        booking.prefill_s = booking.uncached_tokens / self._fleet.prefill_rates[choice.slot]
-        may_hold = may_hold and self._hold_s is not None and wait_s > self._hold_s
-        if may_hold and self._holding.has_room_for(booking):
-            self._holding.add(booking, choice.slot)
+        hold_s = math.inf
+        if may_hold and self._hold_s is not None and self._holding.has_room_for(booking):
+            hold_s = self._hold_s
+        if not self._placer.place(booking, willing, hold_s, reserves=reserves):
+            self._holding.add(booking, booking.slot)
             return Placement(None, booking.num_moves, True)
         self._holding.remove(booking)
-        self._holding.placed(now - booking.arrived_at + wait_s + booking.prefill_s)
-        self._ledger.put(booking, choice.slot, now)
-        self._policy.placed(booking.prefill_s)
+        self._holding.placed(now - booking.arrived_at + booking.predicted_wait_s + booking.prefill_s)
+        self._ledger.put(booking, now)
+        assert booking.replica_id is not None
         return Placement(booking.replica_id, booking.num_moves)
-
-    def _choose(self, cost: RequestCost, among: int) -> Choice:
-        try:
-            choice = self._policy.choose(cost, self._fleet, among)
-            if choice.slot >= 0 and among >> choice.slot & 1:
-                return choice
-            raise IndexError(f"it chose slot {choice.slot}, which is no candidate")
-        except Exception:
-            # A fault in a policy costs balance, never a request.
-            logger.exception("balancing policy %s failed; taking the emptiest replica", type(self._policy).__name__)
-            return Choice(self._fleet.emptiest(among), 0, 0.0)
 
     def _forget_replica(self, replica_id: str) -> list[int]:
         slot = self._fleet.slot_of(replica_id)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from array import array
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.balancer.cost import RequestCost
@@ -37,7 +38,8 @@ class RouteReceipt(NamedTuple):
 @dataclass(slots=True)
 class Booking:
     """`reported`: the replica's own numbers include it by now. `is_expected`: blocks are announced on its behalf.
-    `wanted_slot`: where it would have been placed, were it not held.
+    `wanted_slot`: where it would have been placed, were it not held. `slot`: where it was, if `replica_id` is set.
+    `packed_hashes`: the block hashes as the native core takes them.
     """
 
     key: int
@@ -55,8 +57,9 @@ class Booking:
     reported: bool = False
     held: bool = False
     num_moves: int = 0
-    refused_by: set[str] = field(default_factory=set)
+    refused_by: frozenset[str] = frozenset()
     is_expected: bool = False
+    packed_hashes: array[int] | None = None
 
     @property
     def uncached_tokens(self) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Container, Hashable, Iterable, Sequence
 from heapq import heappush
 from typing import Protocol
 
+from app.balancer.booking import Booking
 from app.balancer.cost import (
     DEFAULT_DECODE_SEQUENCE_S,
     DEFAULT_DECODE_STEP_S,
@@ -179,12 +180,24 @@ class Fleet:
     def set_free_at(self, slot: int, free_at: float) -> None:
         self.free_at[slot] = free_at
         self.order.put(slot, free_at)
+        self.tell_moved(slot)
+
+    def tell_moved(self, slot: int) -> None:
+        """A slot has come to be free at another time: whoever watches it is told."""
         if slot in self.watched:
-            heappush(self.moves, (free_at, slot))
+            heappush(self.moves, (self.free_at[slot], slot))
 
     def queue_prompt(self, slot: int, prefill_s: float, now: float) -> None:
         """A prompt of so many seconds comes behind those that are there."""
         self.set_free_at(slot, max(self.free_at[slot], now) + prefill_s)
+
+    def take_on(self, booking: Booking) -> None:
+        """A booking comes to its slot: blocks that it expects, sequences, blocks taken, and its prompt in the queue."""
+        slot, cost = booking.slot, booking.cost
+        self.expected.store(slot, cost.block_hashes[booking.num_cached_blocks :])
+        self.num_sequences[slot] += cost.num_sequences
+        self.num_blocks_taken[slot] += booking.num_new_blocks
+        self.queue_prompt(slot, booking.prefill_s, self.now)
 
     def rates(self, slot: int) -> tuple[float, float, float]:
         """Prefill tokens a second, seconds of a decode step, and seconds that a sequence adds to it."""
@@ -246,13 +259,9 @@ class Fleet:
             groups.append(Overlap(0, rest))
         return groups
 
-    def expect(self, slot: int, chain: Sequence[Hashable], first: int) -> None:
-        """A prompt is booked here: those of its blocks from the `first` on that are not here yet will be."""
-        self.expected.store(slot, chain[first:])
-
-    def stop_expecting(self, slot: int, chain: Sequence[Hashable], first: int) -> None:
-        """The prompt is computed, or will not be here."""
-        self.expected.remove(slot, chain[first:])
+    def stop_expecting(self, booking: Booking) -> None:
+        """The booking's prompt is computed, or will not be at its slot."""
+        self.expected.remove(booking.slot, booking.cost.block_hashes[booking.num_cached_blocks :])
 
 
 def _mean(rates: Iterable[float]) -> float:

@@ -33,23 +33,17 @@ class Ledger:
         """The bookings placed on a replica."""
         return list(self._placed.get(replica_id, ()))
 
-    def put(self, booking: Booking, slot: int, now: float) -> None:
-        """Place a booking; its prompt is queued behind those that are there."""
-        fleet = self._fleet
-        booking.slot = slot
-        booking.replica_id = fleet.replica_ids[slot]
+    def put(self, booking: Booking, now: float) -> None:
+        """Enter a booking that the fleet has taken on at its slot."""
+        booking.replica_id = self._fleet.replica_ids[booking.slot]
         booking.reported = False
         booking.booked_at = now
         booking.is_expected = True
-        fleet.expect(slot, booking.cost.block_hashes, booking.num_cached_blocks)
         self._placed[booking.replica_id][booking.key] = booking
         self._unreported[booking.replica_id][booking.key] = booking
-        fleet.num_sequences[slot] += booking.cost.num_sequences
-        fleet.num_blocks_taken[slot] += booking.num_new_blocks
-        fleet.queue_prompt(slot, booking.prefill_s, now)
 
     def take(self, booking: Booking) -> None:
-        """Undo `put`, as far as no report includes the booking. One that is placed nowhere is no error."""
+        """Undo `put` and what the fleet took on, as far as no report includes it. One placed nowhere is no error."""
         replica_id, slot = booking.replica_id, booking.slot
         if replica_id is None:
             return
@@ -66,7 +60,7 @@ class Ledger:
     def computed(self, booking: Booking) -> None:
         """A prompt has been computed: its blocks are published by now."""
         if booking.is_expected:
-            self._fleet.stop_expecting(booking.slot, booking.cost.block_hashes, booking.num_cached_blocks)
+            self._fleet.stop_expecting(booking)
             booking.is_expected = False
 
     def admit(self, replica_id: str, keys: Iterable[int]) -> None:

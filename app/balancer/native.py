@@ -1,4 +1,4 @@
-"""The balancer's core in C++ (csrc/balancer): the same choices as CheapestPolicy's, sooner.
+"""The balancer's core in C++ (csrc/balancer): what Placer does with CheapestPolicy, sooner.
 
 Its library is looked for where the engine's are: in the folder that QUIRE_LIBRARY_PATH names or, without it, in
 `engine/kernels/lib`. Without one the balancer does all in Python. One difference: here 64 bits of a block's hash stand
@@ -11,21 +11,23 @@ import ctypes
 import logging
 import math
 import os
+import struct
 import weakref
 from array import array
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable
 from functools import cache
 from pathlib import Path
 
 import engine
-from app.balancer.cost import CostWeights, RequestCost
+from app.balancer.booking import Booking
 from app.balancer.fleet import Fleet
-from app.balancer.policy import CheapestPolicy, Choice
+from app.balancer.placer import Placer
+from app.balancer.policy import CheapestPolicy
 from engine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _POINTER, _I64, _F64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _PUBLISHED, _EXPECTED = 0, 1
 
@@ -42,24 +44,9 @@ class _FleetView(ctypes.Structure):
     _fields_ = [("num_slots", _I64), *((name, _POINTER) for name in _COLUMNS)]
 
 
-class _ChoiceParams(ctypes.Structure):
-    """QuireChoiceParams."""
-
-    _fields_ = [
-        ("chain", _POINTER),
-        ("among", ctypes.c_char_p),
-        *(
-            (name, _I64)
-            for name in ("chain_length", "among_bytes", "prompt_tokens", "block_size", "output_tokens", "num_sequences")
-        ),
-        *(
-            (name, _F64)
-            for name in ("now", "crowding", "reuse", "reuse_half_life_s", "silent_after_s", "mean_prefill_s")
-        ),
-        ("slot", _I64),
-        ("num_cached_blocks", _I64),
-        ("cost_s", _F64),
-    ]
+# QuirePlaceParams, written and read at once rather than field by field: what is asked, and the answer.
+_QUESTION = struct.Struct("=QQqqqqqqdddddddq")
+_ANSWER = struct.Struct("=qqdqddd")
 
 
 @cache
@@ -89,7 +76,7 @@ def _library(folder: str | None) -> ctypes.PyDLL | None:
         "order_put": (_INT, [_POINTER, _I64, _F64]),
         "order_remove": (_INT, [_POINTER, _I64]),
         "first_after": (_F64, [_POINTER, _F64]),
-        "choose": (_INT, [_POINTER, _POINTER]),
+        "place": (_INT, [_POINTER, _POINTER]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, f"quire_balancer_{name}")
@@ -120,7 +107,7 @@ class _Core:
         self.order_put = library.quire_balancer_order_put
         self.order_remove = library.quire_balancer_order_remove
         self.first_after = library.quire_balancer_first_after
-        self.choose = library.quire_balancer_choose
+        self.place = library.quire_balancer_place
 
 
 class NativeIndex:
@@ -187,19 +174,11 @@ class NativeFleet(Fleet):
         self.core = _Core()
         super().__init__(NativeIndex(self.core, _PUBLISHED), NativeIndex(self.core, _EXPECTED), NativeOrder(self.core))
 
-        self._chain: Sequence[Hashable] = ()
-        self._keys = _keys(())
-
-    def keys_of(self, chain: Sequence[Hashable]) -> array[int]:
-        """The chain's hashes as the core takes them; kept for the next call, which is mostly for the same chain."""
-        if chain is not self._chain:
-            self._chain, self._keys = chain, _keys(chain)
-        return self._keys
-
-    def expect(self, slot: int, chain: Sequence[Hashable], first: int) -> None:
-        keys = self.keys_of(chain)
-        address, length = keys.buffer_info()
-        _check(self.core.store(self.core.handle, _EXPECTED, slot, address + 8 * first, length - first))
+    def stop_expecting(self, booking: Booking) -> None:
+        address, length = packed(booking).buffer_info()
+        first = booking.num_cached_blocks
+        core = self.core
+        _check(core.remove(core.handle, _EXPECTED, booking.slot, address + 8 * first, length - first))
 
     def _moved(self) -> None:
         view = _FleetView(len(self.replica_ids))
@@ -208,29 +187,52 @@ class NativeFleet(Fleet):
         self.core.attach(self.core.handle, ctypes.byref(view))
 
 
-class NativeCheapestPolicy(CheapestPolicy):
-    """CheapestPolicy, computed by the core of a NativeFleet."""
+class NativePlacer(Placer):
+    """Placer of a CheapestPolicy over a NativeFleet: a booking is one call."""
 
-    def __init__(self, weights: CostWeights | None = None) -> None:
-        super().__init__(weights)
-        self._params = _ChoiceParams(**self.weights._asdict())
-        self._address = ctypes.addressof(self._params)
+    def __init__(self, policy: CheapestPolicy, fleet: NativeFleet) -> None:
+        super().__init__(policy, fleet)
+        self._cheapest, self._native = policy, fleet
+        self._params = bytearray(_QUESTION.size + _ANSWER.size)
+        self._address = ctypes.addressof((ctypes.c_char * len(self._params)).from_buffer(self._params))
         self._among = -1
+        self._bits = array("B")
 
-    def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
-        assert isinstance(fleet, NativeFleet), "made together"
-        params = self._params
-        keys = fleet.keys_of(request.block_hashes)
-        params.chain, params.chain_length = keys.buffer_info()
+    def place(self, booking: Booking, among: int, hold_s: float = math.inf, *, reserves: bool = False) -> bool:
+        fleet, policy, params = self._native, self._cheapest, self._params
+        cost, weights = booking.cost, policy.weights
+        chain, chain_length = packed(booking).buffer_info()
         if among is not self._among:
-            self._among = among
-            params.among_bytes = num_bytes = among.bit_length() // 8 + 1
-            params.among = among.to_bytes(num_bytes, "little")
-        params.prompt_tokens, params.output_tokens, params.num_sequences, _, params.block_size = request
-        params.now, params.silent_after_s = fleet.now, fleet.silent_after_s
-        params.crowding, params.mean_prefill_s = self.crowding(fleet), self.lane_mean_s(fleet)
-        _check(fleet.core.choose(fleet.core.handle, self._address))
-        return Choice(params.slot, params.num_cached_blocks, params.cost_s)
+            self._among, self._bits = among, array("B", among.to_bytes(among.bit_length() // 8 + 1, "little"))
+        bits, num_bytes = self._bits.buffer_info()
+        _QUESTION.pack_into(
+            *(params, 0, chain, bits, chain_length, num_bytes),
+            *(cost.prompt_tokens, cost.block_size, cost.output_tokens, cost.num_sequences),
+            *(fleet.now, policy.crowding(fleet), weights.reuse, weights.reuse_half_life_s),
+            *(fleet.silent_after_s, policy.lane_mean_s(fleet), hold_s, reserves),
+        )
+        if fleet.core.place(fleet.core.handle, self._address):
+            # Out of memory: Python asks for less of it at once.
+            return super().place(booking, among, hold_s, reserves=reserves)
+        slot, booking.num_cached_blocks, booking.predicted_cost_s, is_booked, wait_s, prefill_s, free_at = (
+            _ANSWER.unpack_from(params, _QUESTION.size)
+        )
+        booking.slot, booking.predicted_wait_s, booking.prefill_s = slot, wait_s, prefill_s
+        if is_booked:
+            fleet.tell_moved(slot)
+            policy.placed(prefill_s)
+            return True
+        if reserves:
+            self._reserved.append((slot, free_at))
+            fleet.tell_moved(slot)
+        return False
+
+
+def packed(booking: Booking) -> array[int]:
+    """The hashes of a booking's chain as the core takes them."""
+    if booking.packed_hashes is None:
+        booking.packed_hashes = _keys(booking.cost.block_hashes)
+    return booking.packed_hashes
 
 
 def _keys(hashes: Iterable[Hashable]) -> array[int]:

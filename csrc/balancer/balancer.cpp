@@ -71,9 +71,9 @@ double quire_balancer_first_after(const QuireBalancer* balancer, double time) {
     return balancer->order.first_after(time);
 }
 
-int quire_balancer_choose(QuireBalancer* balancer, QuireChoiceParams* params) {
+int quire_balancer_place(QuireBalancer* balancer, QuirePlaceParams* params) {
     return guarded([&] {
-        quire::choose(balancer->view, balancer->order, balancer->indexes[0], balancer->indexes[1], *params);
+        quire::place(balancer->view, balancer->order, balancer->indexes[0], balancer->indexes[1], *params);
     });
 }
 

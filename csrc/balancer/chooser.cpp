@@ -47,7 +47,7 @@ private:
 // Who holds how much of a chain. Holders only dwindle along it, so it is searched by halves.
 class Search {
 public:
-    Search(const PrefixIndex& index, const PrefixIndex& expected, const QuireChoiceParams& params)
+    Search(const PrefixIndex& index, const PrefixIndex& expected, const QuirePlaceParams& params)
         : index_(index), expected_(expected), chain_(params.chain) {}
 
     Slots at(int64_t block, const Slots& within) const {
@@ -89,7 +89,7 @@ Slots holders_among(const PrefixIndex& index, const PrefixIndex& expected, int64
 
 class Cheapest {
 public:
-    Cheapest(const QuireFleetView& view, QuireChoiceParams& params) : view_(view), params_(params) {
+    Cheapest(const QuireFleetView& view, QuirePlaceParams& params) : view_(view), params_(params) {
         params.slot = -1;
         params.num_cached_blocks = 0;
         params.cost_s = std::numeric_limits<double>::infinity();
@@ -164,13 +164,13 @@ private:
     }
 
     const QuireFleetView& view_;
-    QuireChoiceParams& params_;
+    QuirePlaceParams& params_;
 };
 
 }  // namespace
 
 void choose(const QuireFleetView& view, const LoadOrder& order, const PrefixIndex& index, const PrefixIndex& expected,
-            QuireChoiceParams& params) {
+            QuirePlaceParams& params) {
     Bitmap rest(params.among, params.among_bytes);
     Cheapest cheapest(view, params);
     const int64_t length = params.chain_length;
@@ -187,6 +187,31 @@ void choose(const QuireFleetView& view, const LoadOrder& order, const PrefixInde
         }
     }
     cheapest.consider_rest(rest, order);
+}
+
+void place(const QuireFleetView& view, LoadOrder& order, const PrefixIndex& index, PrefixIndex& expected,
+           QuirePlaceParams& params) {
+    params.is_booked = 0;
+    choose(view, order, index, expected, params);
+    if (params.slot < 0) return;
+    const auto slot = static_cast<uint32_t>(params.slot);
+    const int64_t cached = params.num_cached_blocks;
+    const int64_t uncached = std::max<int64_t>(params.prompt_tokens - cached * params.block_size, 1);
+    params.wait_s = wait_s(view, slot, params.now);
+    params.prefill_s = static_cast<double>(uncached) / view.prefill_rates[slot];
+    params.free_at = view.free_at[slot];
+    const bool books = !(params.wait_s > params.hold_s);
+    if (!books && params.reserves == 0) return;
+    const double free_at = std::max(params.free_at, params.now) + params.prefill_s;
+    if (books) {
+        for (int64_t at = cached; at < params.chain_length; ++at) expected.store(slot, params.chain[at]);
+    }
+    order.put(slot, free_at);
+    view.free_at[slot] = free_at;
+    if (!books) return;
+    view.num_sequences[slot] += params.num_sequences;
+    view.num_blocks_taken[slot] += (params.prompt_tokens + params.block_size - 1) / params.block_size - cached;
+    params.is_booked = 1;
 }
 
 }  // namespace quire

@@ -1,4 +1,4 @@
-// The cheapest replica: CheapestPolicy of app/balancer/policy.py.
+// The cheapest replica, CheapestPolicy of app/balancer/policy.py, and booking it.
 #pragma once
 
 #include "load_order.h"
@@ -15,6 +15,10 @@ struct Overlap {
 
 // Fills in the answer's fields of `params`. `index` and `expected` both count.
 void choose(const QuireFleetView& view, const LoadOrder& order, const PrefixIndex& index, const PrefixIndex& expected,
-            QuireChoiceParams& params);
+            QuirePlaceParams& params);
+
+// Chooses, and books as Placer and Fleet.take_on of app/balancer do.
+void place(const QuireFleetView& view, LoadOrder& order, const PrefixIndex& index, PrefixIndex& expected,
+           QuirePlaceParams& params);
 
 }  // namespace quire

@@ -15,7 +15,7 @@ inline double wait_s(const QuireFleetView& view, uint32_t slot, double now) {
     return std::max(view.free_at[slot] - now, 0.0);
 }
 
-inline double cost_s(const QuireFleetView& view, const QuireChoiceParams& request, uint32_t slot, int64_t num_cached) {
+inline double cost_s(const QuireFleetView& view, const QuirePlaceParams& request, uint32_t slot, int64_t num_cached) {
     const double rate = view.prefill_rates[slot];
     const int64_t uncached = std::max<int64_t>(request.prompt_tokens - num_cached * request.block_size, 1);
     const double prefill_s = static_cast<double>(uncached) / rate;

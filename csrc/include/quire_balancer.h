@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define QUIRE_BALANCER_ABI_VERSION 1
+#define QUIRE_BALANCER_ABI_VERSION 2
 #define QUIRE_BALANCER_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -19,23 +19,23 @@ extern "C" {
 typedef struct QuireBalancer QuireBalancer;
 
 /* What is known of each slot, the arrays of app/balancer/fleet.py, whose owner is the caller: it attaches them again
- * when they have moved. Times are of the caller's clock. */
+ * when they have moved. Times are of the caller's clock. quire_balancer_place writes where a pointer is not to const. */
 typedef struct QuireFleetView {
     int64_t num_slots;
-    const double* free_at;            /* when the prompts that are there will have been computed */
+    double* free_at;                  /* when the prompts that are there will have been computed */
     const double* prefill_rates;      /* tokens a second */
     const double* decode_step_s;      /* of a step that only decodes */
     const double* decode_sequence_s;  /* that one more sequence adds to it */
     const double* cache_age_s;        /* how long the block that goes next has lain unused */
     const double* heard_at;
-    const int64_t* num_sequences;
+    int64_t* num_sequences;
     const int64_t* num_free_blocks;   /* less those that bookings take */
     const int64_t* num_empty_blocks;  /* of these, without content, less the same */
-    const int64_t* num_blocks_taken;  /* by bookings */
+    int64_t* num_blocks_taken;        /* by bookings */
     const int64_t* block_sizes;
 } QuireFleetView;
 
-typedef struct QuireChoiceParams {
+typedef struct QuirePlaceParams {
     const int64_t* chain; /* hashes of the prompt's full blocks */
     const uint8_t* among; /* a bit a slot, the lowest first: whom to choose from */
     int64_t chain_length;
@@ -50,11 +50,17 @@ typedef struct QuireChoiceParams {
     double reuse_half_life_s;
     double silent_after_s; /* whom nobody heard for longer costs his silence */
     double mean_prefill_s; /* 0 makes no lanes */
+    double hold_s;         /* a longer wait than this for queued prompts is not booked; infinity books any */
+    int64_t reserves;      /* what is not booked for its wait still makes the slot's queue longer */
     /* The answer. */
     int64_t slot; /* -1: nobody to choose from */
     int64_t num_cached_blocks;
     double cost_s;
-} QuireChoiceParams;
+    int64_t is_booked;
+    double wait_s;    /* for the prompts queued there */
+    double prefill_s; /* of the prompt's uncached tokens */
+    double free_at;   /* the slot's, before this request */
+} QuirePlaceParams;
 
 QUIRE_BALANCER_API int quire_balancer_abi_version(void);
 
@@ -84,7 +90,10 @@ QUIRE_BALANCER_API int quire_balancer_order_remove(QuireBalancer* balancer, int6
 /* The first time in the order after `time`; infinity if there is none. */
 QUIRE_BALANCER_API double quire_balancer_first_after(const QuireBalancer* balancer, double time);
 
-QUIRE_BALANCER_API int quire_balancer_choose(QuireBalancer* balancer, QuireChoiceParams* params);
+/* Choose the cheapest and, unless the wait there is too long, book: the prompt's missing blocks are expected, its sequences and blocks
+ * counted, its tokens queued, in the index, the order and the view. If there is no memory nothing of the view has
+ * changed. */
+QUIRE_BALANCER_API int quire_balancer_place(QuireBalancer* balancer, QuirePlaceParams* params);
 
 #ifdef __cplusplus
 }
