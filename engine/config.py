@@ -17,7 +17,7 @@ from engine.execution.simulated_device import PREFIX as SIMULATED
 from engine.execution.simulated_device import parse_simulated
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["auto", "none", "int8", "native"]
+Quantization = Literal["auto", "none", "int8", "fp8", "native"]
 KVCacheDType = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Preemption = Literal["auto", "swap", "recompute"]
 Reservation = Literal["paged", "orca_max", "orca_pow2", "orca_oracle"]
@@ -33,7 +33,7 @@ _COMPUTING_OPTIONS = (
 )
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 
-QUANTIZATIONS: tuple[str, ...] = ("auto", "none", "int8", "native")
+QUANTIZATIONS: tuple[str, ...] = ("auto", "none", "int8", "fp8", "native")
 
 
 def check_adapter_name(name: str) -> None:
@@ -54,10 +54,12 @@ class EngineConfig:
             float32 elsewhere. The native CPU engine keeps activations in float32 and sums in it; "bfloat16" is the type
             of its matrices, and of the rows that meet them on a machine with AVX512-BF16, which multiplies pairs of
             bfloat16 (others widen the matrices). With "float32" neither is rounded, whatever type the checkpoint has.
-        quantization: how the native CPU engine holds the matrices. "none" in `dtype`; "int8" in 8 bits with a scale for
-            32 values; "native" as a GGUF file has quantised them, the others in `dtype`. Rows that meet 8 bits or fewer
-            are quantised to 8 bits as they come. "auto" is "native" if the file is quantised and `dtype` is "auto",
-            else "none".
+        quantization: how the matrices are held. "none" in `dtype`; "int8" in 8 bits, "fp8" in float8 e4m3, "native" as
+            a GGUF file has quantised them, the others in `dtype`. Rows that meet 8 bits or fewer are quantised to 8
+            bits as they come. The native CPU engine has "int8", with a scale for 32 values, and "native"; "auto" is
+            "native" there if the file is quantised and `dtype` is "auto", else "none". Torch has "int8" and "fp8", with
+            a scale for an output channel, or for a row, and keeps embeddings and head in `dtype`; "fp8" needs a GPU of
+            compute capability 8.9 and bfloat16, and is not batch-invariant.
         kv_cache_dtype: type of the KV cache; "auto" is `dtype`, or bfloat16 beside quantised weights. "int8", with a
             scale for each token and head, is the native CPU engine's.
         device: "cpu", "cuda", "auto" for a GPU if there is one, or "simulated:NAME" for a device that computes nothing:

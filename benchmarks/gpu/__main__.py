@@ -1,6 +1,6 @@
 """Quire on a GPU, in one visit: checks every kernel, times kernels and peers, and serves models with random weights.
 
-    python -m benchmarks.gpu [--only checks attention dense sampling blocks invariance engine]
+    python -m benchmarks.gpu [--only checks attention dense sampling blocks invariance engine quantized]
                              [--models llama-3-8b opt-13b] [--batch 256] [--prompt-tokens 256] [--output-tokens 128]
 
 Bandwidth and matrix rate are measured in the same run. Lines that begin with "=" are figures, beside the target where
@@ -160,10 +160,20 @@ def _check_invariance(_kernels: Any, _rates: Rates, options: argparse.Namespace)
 def _serve(_kernels: Any, rates: Rates, options: argparse.Namespace) -> Json:
     from benchmarks.gpu.serving import serve_model
 
+    return _serve_by(serve_model, rates, options)
+
+
+def _serve_quantized(_kernels: Any, rates: Rates, options: argparse.Namespace) -> Json:
+    from benchmarks.gpu.serving import serve_quantized
+
+    return _serve_by(serve_quantized, rates, options)
+
+
+def _serve_by(serve: Any, rates: Rates, options: argparse.Namespace) -> Json:
     results: list[object] = []
     figures: list[Json] = []
     for model in options.models:
-        for item in serve_model(model, rates, options.batch, options.prompt_tokens, options.output_tokens):
+        for item in serve(model, rates, options.batch, options.prompt_tokens, options.output_tokens):
             if isinstance(item, Figure):
                 figures += _show([item])
                 continue
@@ -197,6 +207,7 @@ PARTS: dict[str, Part] = {
     "blocks": _time_blocks,
     "invariance": _check_invariance,
     "engine": _serve,
+    "quantized": _serve_quantized,
 }
 
 

@@ -80,17 +80,38 @@ def serve_model(model: str, rates: Rates, batch: int, num_prompt: int, num_outpu
         yield Figure(name, ours.tokens_per_s / theirs.tokens_per_s, least=3.0)
 
 
+def serve_quantized(model: str, rates: Rates, batch: int, num_prompt: int, num_output: int) -> Iterator[Result]:
+    """One model on Quire with 16-bit weights, then with int8 and fp8 ones."""
+    throughput: float | None = None
+    step_s: dict[int, float] = {}
+    for quantization in ("none", "int8", "fp8"):
+        for item in _quire(model, rates, batch, num_prompt, num_output, quantization=quantization):
+            yield item
+            if isinstance(item, ServingResult):
+                if quantization == "none":
+                    throughput = item.tokens_per_s
+                elif throughput is not None:
+                    name = f"throughput with {quantization} weights over 16-bit ones ({model}, batch {batch})"
+                    yield Figure(name, item.tokens_per_s / throughput)
+            elif isinstance(item, StepResult):
+                if quantization == "none":
+                    step_s[item.batch] = item.step_s
+                elif item.batch in step_s:
+                    name = f"time of a step of {item.batch} with {quantization} weights over 16-bit ones ({model})"
+                    yield Figure(name, item.step_s / step_s[item.batch])
+
+
 def prompts_of(vocab_size: int, count: int, num_tokens: int) -> list[list[int]]:
     rng = np.random.default_rng(0)
     return [rng.integers(10, vocab_size, num_tokens).tolist() for _ in range(count)]
 
 
-def _quire(
-    model: str, rates: Rates, batch: int, num_prompt: int, num_output: int, batch_invariant: bool = False
-) -> Iterator[Result]:
-    name = "quire, batch-invariant" if batch_invariant else "quire"
+def _quire(model: str, rates: Rates, batch: int, num_prompt: int, num_output: int, **options: Any) -> Iterator[Result]:
+    quantization = options.get("quantization", "none")
+    kind = "batch-invariant" if options.get("batch_invariant") else quantization
+    name = "quire" if kind == "none" else f"quire, {kind}"
     try:
-        yield from measure_quire(model, name, rates, batch, num_prompt, num_output, batch_invariant=batch_invariant)
+        yield from measure_quire(model, name, rates, batch, num_prompt, num_output, **options)
     except Exception as error:  # what was measured before stands
         yield Missing(model, name, f"fails: {type(error).__name__}: {error}".splitlines()[0][:200])
     finally:
@@ -115,11 +136,16 @@ def measure_quire(
         yield ServingResult(model, name, batch, load_s, batch * num_output / (time.perf_counter() - began))
         if options.get("batch_invariant"):
             return
-        single = _steps(llm, model, 1, num_prompt)
+        single = _steps(llm, model, name, 1, num_prompt)
         yield single
+        if (quantization := options.get("quantization", "none")) != "none":
+            least_s = quantized_bytes(config) / rates.copy_bytes_per_s
+            figure = f"batch-1 decoding step over reading the {quantization} weights ({model})"
+            yield Figure(figure, single.step_s / least_s)
+            return
         least_s = weight_bytes(config) / rates.copy_bytes_per_s
         yield Figure(f"batch-1 decoding step over reading the weights ({model})", single.step_s / least_s, most=1.3)
-        full = _steps(llm, model, batch, num_prompt)
+        full = _steps(llm, model, name, batch, num_prompt)
         yield full
         yield Figure(
             f"the device's idle share between graph replays ({model}, batch {batch})", full.idle_between, most=0.05
@@ -135,7 +161,13 @@ def weight_bytes(config: ModelConfig) -> int:
     return 2 * (config.num_parameters - embedding)
 
 
-def _steps(llm: LLM, model: str, num_seqs: int, num_prompt: int, num_steps: int = 40) -> StepResult:
+def quantized_bytes(config: ModelConfig) -> int:
+    """Of the weights that a step reads where the layers' are of 8 bits and the head's of 16. Norms and biases, a
+    thousandth, count as matrices."""
+    return (weight_bytes(config) + 2 * config.vocab_size * config.embedding_size) // 2
+
+
+def _steps(llm: LLM, model: str, name: str, num_seqs: int, num_prompt: int, num_steps: int = 40) -> StepResult:
     """Decoding steps of sequences that all decode."""
     engine = llm.engine
     # They outlast the prompts' steps, whatever those take.
@@ -159,7 +191,7 @@ def _steps(llm: LLM, model: str, num_seqs: int, num_prompt: int, num_steps: int 
     engine.abort_all("abort")
     while engine.has_unfinished_requests:
         engine.step()
-    return StepResult(model, "quire", num_seqs, seconds, *timeline)
+    return StepResult(model, name, num_seqs, seconds, *timeline)
 
 
 def measure_transformers(model: str, batch: int, num_prompt: int, num_output: int) -> ServingResult | Missing:

@@ -1,12 +1,13 @@
-"""All that wants a GPU, in three commands of under ten minutes: `python -m benchmarks.gpu.visit 1`, then 2 and 3.
+"""All that wants a GPU, in four commands of under ten minutes: `python -m benchmarks.gpu.visit 1`, then 2 to 4.
 
     python -m benchmarks.gpu.visit STAGE [--limit 570] [--out FOLDER]
 
 1: the library, tests and checks; compute-sanitizer. 2: kernels beside their peers, and batch invariance. 3: whole
-models beside transformers, and a profile of one kernel. Each step is a process of its own with a time limit, so that
-one that fails or hangs costs no other: a fault leaves a process without its GPU. What a step prints is passed on as it
-comes, and kept in FOLDER/STEP.log; the last line is one JSON object with how each step ended and the JSON that it
-printed last. The stages need nothing of one another but the library, which any of them builds where it is missing.
+models beside transformers, and a profile of one kernel. 4: 8-bit weights beside 16-bit ones. Each step is a process of
+its own with a time limit, so that one that fails or hangs costs no other: a fault leaves a process without its GPU.
+What a step prints is passed on as it comes, and kept in FOLDER/STEP.log; the last line is one JSON object with how each
+step ended and the JSON that it printed last. The stages need nothing of one another but the library, which any of them
+builds where it is missing.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ def steps_of(stage: int) -> list[Step]:
             Step("attention", [*bench, "--only", "attention"], 330),
             Step("invariance", [*bench, "--only", "invariance", "--models", "llama-3-8b"], 150),
         ]
+    if stage == 4:
+        return [
+            Step("llama-quantized", [*bench, "--only", "quantized", "--models", "llama-3-8b"], 300),
+            Step("opt-quantized", [*bench, "--only", "quantized", "--models", "opt-13b"], 300),
+        ]
     metrics = ["--section", "SpeedOfLight", "--section", "MemoryWorkloadAnalysis", "--section", "Occupancy"]
     profiled = ["--kernel-name", "regex:decode_attention", "--launch-skip", "40", "--launch-count", "1", *metrics]
     one_case = [*bench, "--only", "attention", "--cases", "decode llama-8b 16"]
@@ -78,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="benchmarks.gpu.visit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", type=int, choices=(1, 2, 3))
+    parser.add_argument("stage", type=int, choices=(1, 2, 3, 4))
     parser.add_argument("--limit", type=positive, default=570, help="seconds for the whole stage")
     parser.add_argument("--out", type=Path, help="a folder for the steps' logs")
     options = parser.parse_args(arguments)

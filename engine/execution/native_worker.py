@@ -38,6 +38,10 @@ class NativeWorker(Worker):
         cancellation: Cancellation | None = None,
     ) -> None:
         super().__init__(model_config, config, parallel)
+        if config.quantization == "fp8":
+            raise ConfigError(
+                "quantization='fp8' needs torch (device='cuda'); the native CPU engine has int8 and native"
+            )
         library, reason = load_library("cpu")
         if library is None:
             raise KernelsUnavailableError(f"the native CPU engine is not available: {reason}")

@@ -17,6 +17,7 @@ from engine.execution.host import num_available_cores
 from engine.execution.memory_profile import largest_steps, peak_bytes
 from engine.execution.torch_adapters import TorchAdapters
 from engine.execution.torch_runner import TorchModelRunner
+from engine.execution.weight_format import choose_weight_format
 from engine.execution.worker import Worker
 from engine.kernels import select_backend
 from engine.kernels.cuda_only import CudaOnlyKernels
@@ -44,12 +45,11 @@ class TorchWorker(Worker):
         cancellation: Cancellation | None = None,
     ) -> None:
         super().__init__(model_config, config, parallel)
-        if config.quantization not in ("auto", "none"):
-            raise ConfigError(f"quantization={config.quantization!r} needs the native CPU engine")
         if config.kv_cache_dtype == "int8":
             raise ConfigError("kv_cache_dtype='int8' needs the native CPU engine")
         self._device = platform.resolve_device(config.device, parallel.rank)
         self._dtype = platform.resolve_dtype(config.dtype, self._device)
+        weight_format = choose_weight_format(config, self._device, self._dtype)
         self._kv_dtype = self._dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
         num_threads = config.num_threads or max(1, num_available_cores() // parallel.num_local_ranks - 1)
         torch.set_num_threads(num_threads)
@@ -71,6 +71,7 @@ class TorchWorker(Worker):
             self._device,
             (lambda done, total: progress("loading weights", done, total)) if progress else None,
             Rank(self._shard, self._communicator),
+            weight_format,
         )
 
     def abort(self) -> None:

@@ -6,6 +6,7 @@ from engine.layers.activation import Activation, build_activation
 from engine.layers.embedding import Embedding, LMHead, PositionEmbedding
 from engine.layers.linear import Linear
 from engine.layers.norm import LayerNorm, Norm, RMSNorm, build_norm
+from engine.layers.quantized_weight import WeightFormat
 from engine.layers.rotary import build_cos_sin
 from engine.layers.weight import WeightTarget
 
@@ -18,6 +19,7 @@ __all__ = [
     "Norm",
     "PositionEmbedding",
     "RMSNorm",
+    "WeightFormat",
     "WeightTarget",
     "build_activation",
     "build_cos_sin",

@@ -9,6 +9,7 @@ import torch
 
 from engine.kernels.backend import KernelBackend
 from engine.layers.lora import LinearAdapters
+from engine.layers.quantized_weight import QuantizedWeight, WeightFormat
 from engine.layers.weight import WeightTarget
 
 
@@ -17,6 +18,9 @@ class Linear:
 
     Several `out_features` are projections of the same input as one product, their rows one after the other: q, k and v
     of attention, gate and up of a gated MLP.
+
+    Args:
+        weight_format: holds W in 8 bits; None in `dtype`.
 
     Attributes:
         parts: the projections, as rows of `weight`.
@@ -31,19 +35,29 @@ class Linear:
         kernels: KernelBackend,
         dtype: torch.dtype,
         device: torch.device,
+        weight_format: WeightFormat | None = None,
     ) -> None:
         num_rows = sum(out_features)
-        self.weight = torch.empty(num_rows, in_features, dtype=dtype, device=device)
+        self.weight: torch.Tensor | QuantizedWeight
+        if weight_format is not None:
+            self.weight = weight_format.allocate(num_rows, in_features, device)
+        else:
+            self.weight = torch.empty(num_rows, in_features, dtype=dtype, device=device)
         self.bias = torch.empty(num_rows, dtype=dtype, device=device) if bias else None
         self._kernels = kernels
         self.parts = [slice(end - size, end) for size, end in zip(out_features, accumulate(out_features), strict=True)]
         self.adapters: LinearAdapters | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        y = self._kernels.linear(x, self.weight, self.bias)
+        y = self._multiply(x, self.bias)
         if self.adapters is not None:
             self.adapters.add_to(y, x)
         return y
+
+    def _multiply(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if isinstance(self.weight, QuantizedWeight):
+            return self.weight.multiply(x, bias)
+        return self._kernels.linear(x, self.weight, bias)
 
     def weight_targets(self, *names: str, transposed: bool = False) -> dict[str, WeightTarget]:
         """Where the checkpoint's tensors go.

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
 from engine.loading.tensor_part import TensorPart
+
+
+class WeightPlace(Protocol):
+    """What can be filled: a tensor, or what stands for one."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def copy_(self, values: torch.Tensor, /) -> object: ...
 
 
 class WeightTarget(NamedTuple):
@@ -24,12 +33,12 @@ class WeightTarget(NamedTuple):
     part: TensorPart | None = None
 
     @classmethod
-    def whole(cls, tensor: torch.Tensor) -> WeightTarget:
+    def whole(cls, tensor: WeightPlace) -> WeightTarget:
         """The checkpoint's tensor fills `tensor`, which may be a view."""
         return cls(tuple(tensor.shape), tensor.copy_)
 
     @classmethod
-    def sharded(cls, tensor: torch.Tensor, size: int, dim: int, *stretches: range) -> WeightTarget:
+    def sharded(cls, tensor: WeightPlace, size: int, dim: int, *stretches: range) -> WeightTarget:
         """Stretches of dimension `dim` of the checkpoint's tensor, `size` there, fill `tensor`."""
         part = TensorPart(dim, stretches)
         shape = (*tensor.shape[:dim], size, *tensor.shape[dim + 1 :])

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from engine.kernels.backend import KernelBackend
+    from engine.layers import WeightFormat
     from engine.models import CausalLM
     from engine.parallel.rank import Rank
 
@@ -26,6 +27,7 @@ def load_model(
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
     rank: Rank | None = None,
+    weight_format: WeightFormat | None = None,
 ) -> CausalLM:
     """Build the model that `config` describes and fill each weight exactly once.
 
@@ -34,6 +36,7 @@ def load_model(
         dtype: type of all weights; stored ones are converted.
         progress: called with (bytes read so far, bytes in all) after each tensor.
         rank: whose part is built and read; None is all.
+        weight_format: of matrices that are quantised as they are read; None holds all in `dtype`.
 
     Raises:
         ModelLoadError: a tensor is missing, doubled, unknown or of another shape than the configuration says.
@@ -41,7 +44,7 @@ def load_model(
     from engine.models import build_model  # here, so that reading a configuration does not import torch
 
     checkpoint.device = str(device)
-    model = build_model(config, kernels, dtype, device, rank)
+    model = build_model(config, kernels, dtype, device, rank, weight_format)
     targets = model.weight_targets()
     shapes = {name: target.shape for name, target in targets.items()}
     num_bytes, total = 0.0, checkpoint.num_weight_bytes

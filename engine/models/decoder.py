@@ -19,6 +19,7 @@ from engine.layers import (
     Linear,
     PositionEmbedding,
     RMSNorm,
+    WeightFormat,
     WeightTarget,
     build_activation,
     build_cos_sin,
@@ -47,6 +48,7 @@ class Attention:
         dtype: torch.dtype,
         device: torch.device,
         rank: Rank,
+        weight_format: WeightFormat | None,
     ) -> None:
         self.head_dim = config.head_dim
         self.scale = config.attention_scale
@@ -60,9 +62,11 @@ class Attention:
         )
         self._head_counts = [len(part.own) // config.head_dim for part in (query, kv, kv)]
         hidden = config.hidden_size
-        self.qkv_proj = ColumnParallelLinear(hidden, [query, kv, kv], config.attention_bias, kernels, dtype, device)
+        self.qkv_proj = ColumnParallelLinear(
+            hidden, [query, kv, kv], config.attention_bias, kernels, dtype, device, weight_format
+        )
         self.o_proj = RowParallelLinear(
-            *query, hidden, config.attention_out_bias, kernels, dtype, device, rank.communicator
+            *query, hidden, config.attention_out_bias, kernels, dtype, device, rank.communicator, weight_format
         )
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
@@ -99,12 +103,20 @@ class MLP:
     """`down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))`."""
 
     def __init__(
-        self, config: ModelConfig, kernels: KernelBackend, dtype: torch.dtype, device: torch.device, rank: Rank
+        self,
+        config: ModelConfig,
+        kernels: KernelBackend,
+        dtype: torch.dtype,
+        device: torch.device,
+        rank: Rank,
+        weight_format: WeightFormat | None,
     ) -> None:
         hidden, inner = config.hidden_size, Projection(config.intermediate_size, rank.shard.mlp)
         projections = [inner, inner] if config.gated_mlp else [inner]
-        self.in_proj = ColumnParallelLinear(hidden, projections, config.mlp_bias, kernels, dtype, device)
-        self.out_proj = RowParallelLinear(*inner, hidden, config.mlp_bias, kernels, dtype, device, rank.communicator)
+        self.in_proj = ColumnParallelLinear(hidden, projections, config.mlp_bias, kernels, dtype, device, weight_format)
+        self.out_proj = RowParallelLinear(
+            *inner, hidden, config.mlp_bias, kernels, dtype, device, rank.communicator, weight_format
+        )
         self._activation = build_activation(config, kernels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -129,11 +141,12 @@ class DecoderLayer:
         dtype: torch.dtype,
         device: torch.device,
         rank: Rank,
+        weight_format: WeightFormat | None,
     ) -> None:
         self.attention_norm = build_norm(config, kernels, dtype, device)
-        self.self_attn = Attention(config, layer, cos_sin, kernels, dtype, device, rank)
+        self.self_attn = Attention(config, layer, cos_sin, kernels, dtype, device, rank, weight_format)
         self.mlp_norm = build_norm(config, kernels, dtype, device)
-        self.mlp = MLP(config, kernels, dtype, device, rank)
+        self.mlp = MLP(config, kernels, dtype, device, rank, weight_format)
         self.attention_out_norm, self.mlp_out_norm = (
             build_norm(config, kernels, dtype, device) if config.norm_placement == "sandwich" else None
             for _ in range(2)
@@ -175,7 +188,11 @@ class DecoderLayer:
 
 
 class Decoder:
-    """The whole model, or one rank's part of it; see `CausalLM` for shapes."""
+    """The whole model, or one rank's part of it; see `CausalLM` for shapes.
+
+    Args:
+        weight_format: of the matrices of attention and MLP; embeddings and head are in `dtype`.
+    """
 
     def __init__(
         self,
@@ -185,6 +202,7 @@ class Decoder:
         dtype: torch.dtype,
         device: torch.device,
         rank: Rank | None = None,
+        weight_format: WeightFormat | None = None,
     ) -> None:
         rank = rank or Rank.alone(config)
         self.config = config
@@ -211,7 +229,16 @@ class Decoder:
                 config.max_position_embeddings, config.position_offset, hidden, dtype, device
             )
         self.layers = [
-            DecoderLayer(config, i, local_cos_sin if config.is_local(i) else cos_sin, kernels, dtype, device, rank)
+            DecoderLayer(
+                config,
+                i,
+                local_cos_sin if config.is_local(i) else cos_sin,
+                kernels,
+                dtype,
+                device,
+                rank,
+                weight_format,
+            )
             for i in range(config.num_layers)
         ]
         self.norm = build_norm(config, kernels, dtype, device) if config.final_norm else None

@@ -15,6 +15,7 @@ import torch
 
 from engine.kernels.backend import KernelBackend
 from engine.layers.linear import Linear
+from engine.layers.quantized_weight import WeightFormat
 from engine.layers.weight import WeightTarget
 from engine.parallel.torch_communicator import TorchCommunicator
 
@@ -37,8 +38,10 @@ class ColumnParallelLinear(Linear):
         kernels: KernelBackend,
         dtype: torch.dtype,
         device: torch.device,
+        weight_format: WeightFormat | None = None,
     ) -> None:
-        super().__init__(in_features, [len(part.own) for part in projections], bias, kernels, dtype, device)
+        sizes = [len(part.own) for part in projections]
+        super().__init__(in_features, sizes, bias, kernels, dtype, device, weight_format)
         self._projections = projections
 
     def weight_targets(self, *names: str, transposed: bool = False) -> dict[str, WeightTarget]:
@@ -85,15 +88,16 @@ class RowParallelLinear(Linear):
         dtype: torch.dtype,
         device: torch.device,
         communicator: TorchCommunicator | None,
+        weight_format: WeightFormat | None = None,
     ) -> None:
-        super().__init__(len(own), [out_features], bias, kernels, dtype, device)
+        super().__init__(len(own), [out_features], bias, kernels, dtype, device, weight_format)
         self._in_features, self._own = in_features, own
         self._communicator = communicator
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._communicator is None:
             return super().__call__(x)
-        y = self._kernels.linear(x, self.weight, None)
+        y = self._multiply(x, None)
         self._communicator.all_reduce(y)
         return y if self.bias is None else y.add_(self.bias)
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.gpu.__main__ import PARTS
 from benchmarks.gpu.visit import Step, library_step, main, run_step, steps_of
 
-STAGES = (1, 2, 3)
+STAGES = (1, 2, 3, 4)
 
 
 def test_every_part_is_in_some_stage_and_the_steps_are_files_that_exist() -> None:

@@ -48,6 +48,7 @@ def test_a_fused_and_transposed_checkpoint_fills_all_projections_at_once() -> No
         target.load(weights[name])
     x = torch.randn(5, 16)
     torch.testing.assert_close(layer(x), x @ weights["c_attn.weight"] + weights["c_attn.bias"])
+    assert isinstance(layer.weight, torch.Tensor)
     assert layer.weight.is_contiguous()
 
 
@@ -57,6 +58,7 @@ def test_transposed_parts_land_in_their_rows() -> None:
     first, second = torch.randn(4, 2), torch.randn(4, 3)
     targets["a.weight"].load(first)
     targets["b.weight"].load(second)
+    assert isinstance(layer.weight, torch.Tensor)
     assert torch.equal(layer.weight, torch.cat((first.T, second.T)))
 
 
@@ -68,6 +70,7 @@ def test_names_must_match_the_projections() -> None:
 def test_loading_converts_the_type() -> None:
     layer = Linear(4, [2, 2], bias=False, kernels=REFERENCE, dtype=torch.bfloat16, device=CPU)
     layer.weight_targets("gate", "up")["up.weight"].load(torch.full((2, 4), 1.0 + 2**-12))
+    assert isinstance(layer.weight, torch.Tensor)
     assert torch.equal(layer.weight[2:], torch.ones(2, 4, dtype=torch.bfloat16))
 
 

@@ -67,6 +67,18 @@ def test_quantised_ranks_are_as_close_as_one_is(tmp_path: Path) -> None:
     np.testing.assert_allclose(of_ranks(source, "native", 3, "int8"), expected, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_ranks_whose_parts_torch_has_quantised(quantization: str, tmp_path: Path) -> None:
+    """Each rank's columns have scales of their own, so that two ranks' logits are as far from one's as 8 bits are from
+    float32, and no further."""
+    source = str(save_hf(hf_model("LlamaForCausalLM", head_dim=32), tmp_path))
+    exact, alone = logits(source, "reference", ALONE), logits(source, "reference", ALONE, quantization)
+    ranks = of_ranks(source, "reference", 2, quantization)
+    rounding = np.linalg.norm(alone - exact)
+    assert rounding > 0.0
+    assert np.linalg.norm(ranks - exact) < 1.5 * rounding
+
+
 def test_the_rows_of_a_step_do_not_depend_on_its_batch(tmp_path: Path) -> None:
     """Batch invariance holds for each number of ranks: the same bits in chunks of 20 rows and of 7."""
     source = str(save_hf(hf_model("LlamaForCausalLM"), tmp_path))

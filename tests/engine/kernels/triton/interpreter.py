@@ -1,6 +1,6 @@
 """Triton's interpreter in a process of its own: Triton interprets all kernels or none, from when it is imported.
 
-python -m tests.engine.kernels.triton.interpreter     frames of (batch_invariant, method, arguments) → results
+python -m tests.engine.kernels.triton.interpreter     frames of (backend, method, arguments) → results
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import IO, Any
 import torch
 
 from engine.kernels.backend import AttentionMetadata
+from engine.kernels.quantized_products import QuantizedRows
 
 _ROOT = Path(__file__).parents[4]
+ROW_KERNELS = "rows"
 _LENGTH = struct.Struct("<Q")
 
 
@@ -33,11 +35,12 @@ class Interpreter:
             env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         )
 
-    def call(self, batch_invariant: bool, method: str, arguments: tuple[Any, ...]) -> Any:
-        """A TritonBackend's method on these tensors; what it writes outside of its result is written to them too."""
+    def call(self, backend: bool | str, method: str, arguments: tuple[Any, ...]) -> Any:
+        """A method on these tensors, of a TritonBackend that is or is not batch-invariant, or of ROW_KERNELS; what it
+        writes outside of its result is written to them too."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        _send(self._process.stdin, (batch_invariant, method, arguments))
+        _send(self._process.stdin, (backend, method, arguments))
         result, written = _receive(self._process.stdout)
         if isinstance(result, Exception):
             raise result
@@ -109,6 +112,29 @@ class InterpretedBackend:
         return result
 
 
+class InterpretedRowKernels:
+    """RowKernels over the TritonRowKernels in the interpreter's process."""
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        self._interpreter = interpreter
+
+    def quantize_rows(self, x: torch.Tensor, code_type: torch.dtype, least_rows: int) -> QuantizedRows:
+        rows: QuantizedRows = self._interpreter.call(ROW_KERNELS, "quantize_rows", (x, code_type, least_rows))
+        return rows
+
+    def scale_products(
+        self,
+        products: torch.Tensor,
+        row_scales: torch.Tensor,
+        channel_scales: torch.Tensor,
+        bias: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        arguments = (products, row_scales, channel_scales, bias, dtype)
+        result: torch.Tensor = self._interpreter.call(ROW_KERNELS, "scale_products", arguments)
+        return result
+
+
 def _send(stream: IO[bytes], value: object) -> None:
     buffer = io.BytesIO()
     torch.save(value, buffer)  # unlike pickle, it keeps views of one storage together
@@ -134,23 +160,39 @@ def _multiply_in_order(_builder: object, a: Any, b: Any, total: Any, *_options: 
     return TensorHandle(result, total.dtype.scalar)
 
 
+def _let_scalars_count() -> None:
+    """Triton 3.6 makes an int of an array of one value, which numpy refuses from 2.5 on."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_count(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = patch_and_count
+
+
 def _serve() -> None:
     from triton.runtime.interpreter import InterpreterBuilder
 
     from engine.kernels.triton import TritonBackend
+    from engine.kernels.triton.quantized_rows import TritonRowKernels
 
     InterpreterBuilder.create_dot = _multiply_in_order
+    _let_scalars_count()
     torch.set_num_threads(1)
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr
-    backends = {batch_invariant: TritonBackend(batch_invariant) for batch_invariant in (False, True)}
+    backends: dict[bool | str, Any] = {invariant: TritonBackend(invariant) for invariant in (False, True)}
+    backends[ROW_KERNELS] = TritonRowKernels()
     while True:
         try:
-            batch_invariant, method, arguments = _receive(stdin)
+            backend, method, arguments = _receive(stdin)
         except EOFError:
             return
         try:
-            result = getattr(backends[batch_invariant], method)(*arguments)
+            result = getattr(backends[backend], method)(*arguments)
         except Exception as error:
             result = error
         _send(stdout, (result, arguments))

@@ -4,6 +4,7 @@ registers. What they compute is tested in the interpreter, and on GPUs by tests/
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from engine.kernels.triton.attention_plan import AttentionShape, pad_dim, plan_a
 from engine.kernels.triton.copy_blocks import copy_blocks_kernel
 from engine.kernels.triton.layer_norm import layer_norm_kernel
 from engine.kernels.triton.paged_attention import merge_kernel, paged_attention_kernel
+from engine.kernels.triton.quantized_rows import quantize_rows_kernel, scale_products_kernel
 from engine.kernels.triton.rms_norm import rms_norm_kernel
 from engine.kernels.triton.rotate_and_cache import rotate_and_cache_kernel
 from engine.kernels.triton.silu_and_mul import silu_and_mul_kernel
@@ -104,7 +106,32 @@ def test_matmul(capability: int, tmp_path: Path) -> None:
 def test_the_other_kernels(capability: int, tmp_path: Path) -> None:
     dtype = torch.bfloat16
     caches = floats(dtype, "key_cache", "value_cache")
-    for kernel, pointers, constants in (
+    rows = {**floats(dtype, "x"), "scales": "*fp32"}
+    row: dict[str, object] = {"DIM": 14336, "SMALLEST_SCALE": 1e-12}
+    cases: tuple[tuple[Any, dict[str, str], dict[str, object]], ...] = (
+        (quantize_rows_kernel, rows | {"codes": "*i8"}, row | {"TILE": 4096, "LARGEST": 127.0, "ROUND": True}),
+        # Where there is no float8, its rows are not quantised either.
+        *(
+            [
+                (
+                    quantize_rows_kernel,
+                    rows | {"codes": "*fp8e4nv"},
+                    row | {"TILE": 4096, "LARGEST": 448.0, "ROUND": False},
+                )
+            ]
+            if capability == 90
+            else []
+        ),
+        (
+            scale_products_kernel,
+            {
+                **floats(dtype, "out", "bias"),
+                "products": "*i32",
+                "row_scales": "*fp32",
+                "channel_scales": "*fp32",
+            },
+            {"BIAS": True, "COLUMNS": 1024},
+        ),
         (
             rms_norm_kernel,
             {**floats(dtype, "out", "x", "residual", "weight"), "eps": "fp32"},
@@ -136,5 +163,6 @@ def test_the_other_kernels(capability: int, tmp_path: Path) -> None:
             },
         ),
         (merge_kernel, {**floats(dtype, "out"), **METADATA, **SUMS}, {"HEAD_DIM": 128, "PADDED_DIM": 128}),
-    ):
+    )
+    for kernel, pointers, constants in cases:
         assert_fits(compile_kernel(kernel, pointers, constants, capability, tmp_path, num_warps=4), capability)
