@@ -18,7 +18,7 @@ from engine.engine import LLMEngine
 from engine.errors import ConfigError, EngineDeadError, RequestError
 from engine.memory import BlockChanges
 from engine.model_config import ModelConfig
-from engine.outputs import EngineStats, FinishReason, RequestOutput, SequenceOutput
+from engine.outputs import EngineAccounts, EngineStats, FinishReason, RequestOutput, SequenceOutput
 from engine.progress import Progress
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
@@ -30,6 +30,8 @@ OnBlocks = Callable[[BlockChanges], None]
 
 # Work without a completed step for this long means that the engine hangs: a whole prompt of a large model fits in.
 HANG_S = 300.0
+# The KV pool is accounted for this often while steps follow one another: it takes time that grows with what runs.
+ACCOUNTS_INTERVAL_S = 1.0
 
 
 class AsyncLLMEngine:
@@ -50,6 +52,8 @@ class AsyncLLMEngine:
         self._stopping = False
         self._error: BaseException | None = None
         self._stats = engine.stats()
+        self._accounts = EngineAccounts(self._stats, engine.memory_usage())
+        self._accounts_due_s = 0.0
         # Since when a step has been due: since the last one, or since work came. None while there is no work.
         self._step_due_since: float | None = None
         self._thread: threading.Thread | None = None
@@ -96,6 +100,7 @@ class AsyncLLMEngine:
             self._engine.step()
         self._engine.reset_prefix_cache()
         self._stats = self._engine.stats()
+        self._accounts = EngineAccounts(self._stats, self._engine.memory_usage())
 
     def start(self, on_step: OnStep | None = None, on_blocks: OnBlocks | None = None) -> None:
         """Start the engine thread. Both callbacks are called on it and must return at once.
@@ -180,6 +185,10 @@ class AsyncLLMEngine:
         """Load as of the last step. Any thread may call it."""
         return self._stats
 
+    def accounts(self) -> EngineAccounts:
+        """Load and memory, a second old at most; of an idle engine, as they are. Any thread may call it."""
+        return self._accounts
+
     def check_health(self) -> None:
         """Raise EngineDeadError if the engine thread has ended, a rank is lost, or there is work and no step ends."""
         self._engine.check_health()
@@ -258,6 +267,10 @@ class AsyncLLMEngine:
 
     def _publish(self, outputs: list[SequenceOutput]) -> None:
         before, self._stats = self._stats, self._engine.stats()
+        now_s = time.monotonic()
+        if now_s >= self._accounts_due_s or not self._engine.has_unfinished_requests:
+            self._accounts = EngineAccounts(self._stats, self._engine.memory_usage())
+            self._accounts_due_s = now_s + ACCOUNTS_INTERVAL_S
         if self._on_blocks is not None and (changes := self._engine.take_block_changes()) is not None:
             self._on_blocks(changes)
         if not outputs:

@@ -88,6 +88,7 @@ class LLMEngine:
         self._num_steps = 0
         self._num_prompt_tokens = 0
         self._num_output_tokens = 0
+        self._schedule_s = self._execute_s = self._process_s = 0.0
 
     @classmethod
     def from_options(
@@ -233,16 +234,21 @@ class LLMEngine:
         """Compute one batch and return the tokens it gave. Empty when there is nothing to do."""
         if self._pipeline is not None:
             return self._step_ahead(self._pipeline)
+        due = self._clock()
         output = self._scheduler.schedule()
         if output.is_empty:
             return []
         began = self._clock()
         drawn = self._executor.execute(output)
         self._advance(output, began)
-        return self._process(CollectedStep(output, drawn, self._clock() - began))
+        ended = self._clock()
+        self._schedule_s += began - due
+        self._execute_s += ended - began
+        return self._process_timed(CollectedStep(output, drawn, ended - began), ended)
 
     def _step_ahead(self, pipeline: Pipeline) -> list[SequenceOutput]:
         """Wait for the batch that runs, having prepared the next one."""
+        due = self._clock()
         while len(pipeline) < Pipeline.DEPTH:
             output = self._scheduler.schedule()
             if output.is_empty:
@@ -253,12 +259,16 @@ class LLMEngine:
             self._expect_tokens(output)
         if not pipeline:
             return []
+        prepared = self._clock()
         step = pipeline.collect()
+        ended = self._clock()
+        self._schedule_s += prepared - due
+        self._execute_s += ended - prepared
         self._scheduler.free_leaving()
         for item in step.output.scheduled:
             if item.seq_id in self._seqs:
                 self._scheduler.cache_blocks(*self._seqs[item.seq_id])
-        return self._process(step)
+        return self._process_timed(step, ended)
 
     def _groups_of(self, output: SchedulerOutput) -> tuple[SequenceGroup, ...]:
         groups = {id(group): group for group, _ in (self._seqs[item.seq_id] for item in output.scheduled)}
@@ -300,6 +310,10 @@ class LLMEngine:
             num_cached_tokens=self._scheduler.num_cached_tokens,
             num_output_tokens=self._num_output_tokens,
             num_empty_blocks=self._kv_cache.num_empty_blocks,
+            num_swap_blocks=self.cache_config.num_swap_blocks,
+            schedule_s=self._schedule_s,
+            execute_s=self._execute_s,
+            process_s=self._process_s,
         )
 
     def _num_uncached_tokens(self, group: SequenceGroup) -> int:
@@ -336,6 +350,11 @@ class LLMEngine:
 
     def reset_prefix_cache(self) -> None:
         self._kv_cache.reset_prefix_cache()
+
+    def _process_timed(self, step: CollectedStep, ended: float) -> list[SequenceOutput]:
+        outputs = self._process(step)
+        self._process_s += self._clock() - ended
+        return outputs
 
     def _process(self, step: CollectedStep) -> list[SequenceOutput]:
         """Give out what a step drew. What ended while it was in flight has no use for its tokens."""

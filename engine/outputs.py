@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from engine.memory import MemoryUsage
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -84,7 +87,8 @@ class EngineStats:
     `num_waiting` counts requests, the `num_swapped` ones included; `num_preemptions` the `num_swaps`, the others having
     been recomputations. `num_waiting_tokens` are prompt tokens yet to be computed: of waiting requests all that the
     prefix cache does not hold now, of running ones what is left. `num_empty_blocks` are the free ones in which nothing
-    is cached.
+    is cached. All steps' seconds went into `schedule_s` (choosing the batch), `execute_s` (waiting for the device) and
+    `process_s` (taking its tokens over).
     """
 
     num_blocks: int
@@ -102,3 +106,14 @@ class EngineStats:
     num_free_swap_blocks: int = 0
     num_swaps: int = 0
     num_empty_blocks: int = 0
+    num_swap_blocks: int = 0
+    schedule_s: float = 0.0
+    execute_s: float = 0.0
+    process_s: float = 0.0
+
+
+class EngineAccounts(NamedTuple):
+    """An engine's load and what its KV pool is held for, both at the same moment between two steps."""
+
+    stats: EngineStats
+    memory: MemoryUsage

@@ -16,6 +16,7 @@ from app.ingress.errors import UnforeseenErrors, handle_error
 from app.ingress.models import ModelRegistry
 from app.ingress.routes import Routes
 from app.ingress.settings import HttpSettings
+from app.telemetry.application import ApplicationMetrics
 from engine.errors import QuireError
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -23,17 +24,21 @@ _SOUND_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,256}")
 
 
 def build_asgi_app(
-    registry: ModelRegistry, settings: HttpSettings | None = None, api_keys: ApiKeys | None = None
+    registry: ModelRegistry,
+    settings: HttpSettings | None = None,
+    api_keys: ApiKeys | None = None,
+    metrics: ApplicationMetrics | None = None,
 ) -> Starlette:
-    """The OpenAI-compatible application over the models of `registry`."""
+    """The OpenAI-compatible application over the models of `registry`; alone in its application without `metrics`."""
     settings = settings or HttpSettings()
+    metrics = metrics or ApplicationMetrics(uuid.uuid4().hex, lambda: registry)
     middleware = [Middleware(UnforeseenErrors)]
     if settings.echo_request_id:
         middleware.insert(0, Middleware(RequestIdMiddleware))
     # Starlette types handlers by the widest exception.
     handlers = {QuireError: handle_error, HTTPException: handle_error}
     app = Starlette(
-        routes=Routes(registry, api_keys or ApiKeys(), settings).routes(),
+        routes=Routes(registry, api_keys or ApiKeys(), settings, metrics).routes(),
         middleware=middleware,
         exception_handlers=handlers,
     )

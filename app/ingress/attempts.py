@@ -28,6 +28,7 @@ from app.ingress.held_requests import HeldRequests
 from app.ingress.prompt_chain import prompt_chain
 from app.ingress.replica_links import ReplicaLinks
 from app.ingress.request_journal import RequestJournal
+from app.telemetry.model_samples import RouteCounts
 from app.transport.errors import FrameError
 from app.transport.messages import StepRow, encode_abort, encode_stop
 from engine.errors import EngineDeadError, OverloadedError, QuireError
@@ -55,6 +56,7 @@ class Attempts:
         self._attempts: dict[int, Attempt] = {}
         self._numbers = itertools.count(1)
         self._generate: Any = None
+        self.counts = RouteCounts()
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -135,8 +137,13 @@ class Attempts:
         self._attempts[attempt.number] = attempt
         placement = self._balancer.book(attempt.number, self._cost(request), excluded)
         if placement.held:
+            self.counts.held += 1
             self._held.watch()
         else:
+            if placement.replica_id is None:
+                self.counts.unplaced += 1
+            else:
+                self.counts.placed += 1
             self._start_call(attempt, request)
 
     def _cost(self, request: EngineRequest) -> RequestCost:
@@ -242,11 +249,21 @@ class Attempts:
         """The first tokens: the prompt has been computed."""
         attempt.prompt_computed = True
         self._balancer.computed(attempt.number)
+        route = self._balancer.receipt(attempt.number)
+        if route is not None and attempt.journal.num_attempts == 1:
+            self._count_route(route.cached_tokens, row.output.num_cached_tokens)
         receipt = attempt.journal.receipt
         if receipt is not None:
-            receipt.placed(self._balancer.receipt(attempt.number), attempt.journal.num_attempts)
+            receipt.placed(route, attempt.journal.num_attempts)
             receipt.cached_tokens = row.output.num_cached_tokens
             receipt.wait_s = max(0.0, row.output.waited_s - attempt.waited_s)
+
+    def _count_route(self, expected_cached_tokens: int, cached_tokens: int) -> None:
+        self.counts.expected_cached_tokens += expected_cached_tokens
+        hashing = self._links.hashing
+        # Less than a block is a cap on a hit: a token at least is computed.
+        if hashing is not None and expected_cached_tokens - cached_tokens >= hashing[1]:
+            self.counts.wrong += 1
 
     # Ends
 
@@ -277,6 +294,7 @@ class Attempts:
         if journal.sequences_finished:
             journal.finish()
             return
+        self.counts.resubmitted += 1
         logger.info(
             "Request %s goes on elsewhere after %d tokens: %s", journal.request.request_id, journal.num_tokens, reason
         )

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
 from app.ingress.receipt import Receipt
+from app.telemetry.model_samples import ModelTelemetry
 from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 
@@ -61,4 +62,8 @@ class ModelClient(Protocol):
 
     def state(self) -> ModelState:
         """The model's state now. Cheap, and never blocks."""
+        ...
+
+    def telemetry(self) -> ModelTelemetry:
+        """What `/metrics` says of the model. Cheap, and never blocks."""
         ...

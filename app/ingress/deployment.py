@@ -31,11 +31,14 @@ from app.ingress.models import ModelRegistry, ServedModel
 from app.ingress.proxy_check import check_proxy, controller_has_haproxy, replica_has_haproxy
 from app.ingress.replica_client import ReplicaSetClient
 from app.ingress.settings import HttpSettings
+from app.telemetry.application import ApplicationMetrics, IngressSamples
 
 logger = logging.getLogger("ray.serve")
 
 API_KEYS_VARIABLE = "QUIRE_API_KEYS"
 _READY_POLL_S = 60.0
+# Prometheus gives a scrape ten seconds; an ingress that takes longer than this to answer is left out.
+_GATHER_TIMEOUT_S = 3.0
 
 
 @serve.ingress()
@@ -55,6 +58,11 @@ class Ingress:
         own = _own_models(models, engines)
         self._registry = ModelRegistry(own)
         self._table = ModelTable(self._registry, own, _connect)
+        context = serve.get_replica_context()
+        self._peers = serve.get_deployment_handle(
+            context.deployment, context.app_name, _check_exists=False, _record_telemetry=False
+        )
+        self._metrics = ApplicationMetrics(context.replica_id.unique_id, lambda: self._registry, self._gather)
         self._connecting: asyncio.Task[None] | None = None
         self._greeted = False
 
@@ -67,7 +75,17 @@ class Ingress:
             echo_request_id=False,
             keep_alive_s=self._settings.keep_alive_s,
         )
-        return build_asgi_app(self._registry, http, self._api_keys)
+        return build_asgi_app(self._registry, http, self._api_keys, self._metrics)
+
+    async def own_samples(self) -> IngressSamples:
+        """What this replica has counted itself, for whichever ingress is asked for `/metrics`."""
+        return self._metrics.own_samples()
+
+    async def _gather(self) -> list[IngressSamples]:
+        answers = await self._peers.broadcast("own_samples").results_async(
+            timeout_s=_GATHER_TIMEOUT_S, return_exceptions=True
+        )
+        return [answer for answer in answers if not isinstance(answer, BaseException)]
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's hook: take over models, aliases, splits and API keys while serving.

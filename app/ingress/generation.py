@@ -10,6 +10,7 @@ from typing import NamedTuple
 from app.ingress.merge import merge
 from app.ingress.models import ServedModel
 from app.ingress.receipt import FIELD, Receipt
+from app.telemetry.ingress_metrics import RequestRecord
 from engine.decoding.stop_checker import StopChecker
 from engine.errors import EngineDeadError
 from engine.outputs import SequenceOutput, TokenLogprobs
@@ -161,7 +162,13 @@ class Generation:
         self.name = name or model.id
         self.requests = requests
         self.receipts: list[Receipt] = []
+        self._record: RequestRecord | None = None
         self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
+
+    def record_in(self, record: RequestRecord) -> None:
+        """Have a record told when tokens begin and end to come; before `deltas`."""
+        self._record = record
+        record.generates(self.model.id, self.usage, self.num_choices)
 
     def keep_receipts(self) -> None:
         """Have `receipts` say where each engine request goes; before `deltas`."""
@@ -197,10 +204,14 @@ class Generation:
             ChoiceText(first_choice + index, self.model.tokenizer, params, continuation=self._continuation)
             for index in range(params.n)
         ]
-        cached = 0
+        cached, begun = 0, False
         # Closed at once when the last choice hits a stop string: the engine need not run to its token limit.
         async with aclosing(self.model.client.generate(request, receipt)) as stream:
             async for outputs in stream:
+                if not begun:
+                    begun = True
+                    if self._record is not None:
+                        self._record.first_tokens(outputs[0].waited_s)
                 before = sum(text.num_tokens for text in texts)
                 for output in outputs:
                     text = texts[output.index]
@@ -212,8 +223,11 @@ class Generation:
                         cached = output.num_cached_tokens
                 self.usage.completion_tokens += sum(text.num_tokens for text in texts) - before
                 deltas = [delta for text in texts if (delta := text.take()) is not None]
+                ended = all(text.finished for text in texts)
+                if ended and self._record is not None:
+                    self._record.last_tokens()
                 if deltas:
                     yield deltas
-                if all(text.finished for text in texts):
+                if ended:
                     return
         raise EngineDeadError("the engine's stream ended before the request was finished")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from app.ingress.client import ModelClient
 from app.ingress.splits import WeightedSplit
+from app.telemetry.model_samples import ModelTelemetry
 from engine.errors import ConfigError, ModelNotFoundError, RequestError
 from engine.tokenization import Tokenizer
 
@@ -52,6 +53,10 @@ class ServedModel:
         yield self
         for name in self.adapters:
             yield replace(self, id=adapter_id(self.id, name), adapters=(), adapter=name, parent=self.id)
+
+    def telemetry(self) -> ModelTelemetry:
+        """What `/metrics` says of it."""
+        return self.client.telemetry()
 
 
 class ListedName(NamedTuple):

@@ -22,6 +22,7 @@ from app.ingress.placement_state import PlacementWatch
 from app.ingress.receipt import Receipt
 from app.ingress.replica_links import Connector, ReplicaLinks, default_connector
 from app.ingress.request_journal import RequestJournal
+from app.telemetry.model_samples import ModelTelemetry
 from app.transport.messages import StepRow
 from engine.errors import EngineDeadError
 from engine.outputs import SequenceOutput
@@ -121,6 +122,16 @@ class ReplicaSetClient:
             detail = awaited or "starting: no replica is ready yet"
         ready = not self._closed and (bool(live) or self._options.scales_to_zero)
         return ModelState(self.model_id, ready, len(live), detail, min(lengths, default=None), simulated)
+
+    def telemetry(self) -> ModelTelemetry:
+        """As ModelClient.telemetry."""
+        return ModelTelemetry(
+            routes=self._attempts.counts,
+            num_bookings=self._balancer.num_bookings,
+            num_held=self._balancer.num_held,
+            num_replicas=len(self._links.live),
+            replicas=self._links.counters,
+        )
 
     async def retire(self) -> None:
         """Wait until no request is left, then close: its model is no longer served here."""

@@ -12,6 +12,7 @@ from app.balancer import Balancer
 from app.balancer.block_follower import BlockFollower
 from app.balancer.registry import ReplicaInfo
 from app.transport.block_messages import decode_blocks, decode_snapshot, encode_sync
+from app.transport.counter_messages import ReplicaCounters, decode_counters
 from app.transport.frames import Frame
 from app.transport.link import Endpoint, Link, LinkListener, ReplicaLink
 from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_step
@@ -60,6 +61,7 @@ class _Replica:
     listed: bool = True
     up: bool = False
     draining: str = ""
+    counters: ReplicaCounters | None = None
 
 
 class ReplicaLinks:
@@ -94,6 +96,15 @@ class ReplicaLinks:
             if isinstance(fingerprint, str) and isinstance(block_size, int):
                 return fingerprint, block_size
         return None
+
+    @property
+    def counters(self) -> dict[str, ReplicaCounters]:
+        """What the connected replicas have last told of themselves, by id; none of those of an older version."""
+        return {
+            replica.replica_id: replica.counters
+            for replica in self._replicas.values()
+            if replica.up and replica.counters is not None
+        }
 
     @property
     def num_known(self) -> int:
@@ -149,6 +160,9 @@ class ReplicaLinks:
             self._ask_again(replica, replica.follower.changed(decode_blocks(frame)))
         elif frame.kind == Kind.SNAPSHOT:
             self._ask_again(replica, replica.follower.replaced(decode_snapshot(frame)))
+        elif frame.kind == Kind.COUNTERS:
+            replica.counters = decode_counters(frame)
+            self._balancer.heard(replica.replica_id)
         elif frame.kind == Kind.DRAINING:
             draining = decode_draining(frame)
             self._drain(replica, draining.deadline_s, draining.reason)

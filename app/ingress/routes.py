@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from pydantic_core import from_json
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from app.ingress.auth import ApiKeys
 from app.ingress.chat import ChatFormat, chat_generation
 from app.ingress.completions import CompletionFormat, completion_generation
-from app.ingress.errors import BodyTooLargeError, parse_body
+from app.ingress.errors import BodyTooLargeError, ClientDisconnectedError, parse_body, status_of
 from app.ingress.generation import ChoiceDelta, Generation
 from app.ingress.models import ListedName, ModelRegistry
 from app.ingress.pacing import Pacer
@@ -31,6 +32,9 @@ from app.ingress.receipt import HEADER as RECEIPT_HEADER
 from app.ingress.receipt import wants_receipt
 from app.ingress.settings import HttpSettings
 from app.ingress.sse import EventStreamResponse, EventWriter, unless_disconnected, write_events
+from app.telemetry.application import ApplicationMetrics
+from app.telemetry.ingress_metrics import RequestRecord
+from app.telemetry.samples import CONTENT_TYPE
 from app.version import version
 
 
@@ -45,8 +49,11 @@ class ResponseFormat(EventWriter, Protocol):
 class Routes:
     """The endpoints over one registry of models."""
 
-    def __init__(self, registry: ModelRegistry, api_keys: ApiKeys, settings: HttpSettings) -> None:
+    def __init__(
+        self, registry: ModelRegistry, api_keys: ApiKeys, settings: HttpSettings, metrics: ApplicationMetrics
+    ) -> None:
         self._registry = registry
+        self._metrics = metrics
         self._api_keys = api_keys
         self._max_body_bytes = settings.max_body_bytes
         self._keep_alive_s = settings.keep_alive_s
@@ -63,18 +70,23 @@ class Routes:
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/health", self.health, methods=["GET"]),
+            Route("/metrics", self.show_metrics, methods=["GET"]),
             Route("/version", self.show_version, methods=["GET"]),
         ]
 
     async def chat_completions(self, request: Request) -> Response:
-        body = parse_body(ChatCompletionRequest, await self._authorised_body(request))
-        generation = await chat_generation(self._registry, body)
-        return await self._respond(request, generation, ChatFormat(body, generation), stream=bool(body.stream))
+        with self._recorded("chat") as record:
+            body = parse_body(ChatCompletionRequest, await self._authorised_body(request))
+            generation = await chat_generation(self._registry, body)
+            writer = ChatFormat(body, generation)
+            return await self._respond(request, generation, writer, record, stream=bool(body.stream))
 
     async def completions(self, request: Request) -> Response:
-        body = parse_body(CompletionRequest, await self._authorised_body(request))
-        generation = await completion_generation(self._registry, body)
-        return await self._respond(request, generation, CompletionFormat(body, generation), stream=bool(body.stream))
+        with self._recorded("completions") as record:
+            body = parse_body(CompletionRequest, await self._authorised_body(request))
+            generation = await completion_generation(self._registry, body)
+            writer = CompletionFormat(body, generation)
+            return await self._respond(request, generation, writer, record, stream=bool(body.stream))
 
     async def list_models(self, request: Request) -> Response:
         self._api_keys.check(request)
@@ -124,8 +136,30 @@ class Routes:
         models = [state._asdict() for state in states]
         return JSONResponse({"status": status, "models": models}, status_code=200 if serves else 503)
 
+    async def show_metrics(self, request: Request) -> Response:
+        self._api_keys.check(request)
+        return Response(await self._metrics.text(), media_type=CONTENT_TYPE)
+
     async def show_version(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes the request
         return JSONResponse({"version": version()})
+
+    @contextmanager
+    def _recorded(self, endpoint: str) -> Iterator[RequestRecord]:
+        """Count a request that ends here without an answer; what is answered ends its record itself."""
+        record = self._metrics.own.arrived(endpoint)
+        try:
+            yield record
+        except ClientDisconnectedError:
+            record.end()
+            raise
+        except Exception as error:
+            record.code = status_of(error)
+            record.end()
+            raise
+        except BaseException:
+            # Serve has cancelled it: the client went away.
+            record.end()
+            raise
 
     async def _authorised_body(self, request: Request) -> bytes:
         """The body, read only for who may use the endpoint and up to the bound."""
@@ -141,14 +175,18 @@ class Routes:
         return bytes(body)
 
     async def _respond(
-        self, request: Request, generation: Generation, writer: ResponseFormat, *, stream: bool
+        self, request: Request, generation: Generation, writer: ResponseFormat, record: RequestRecord, *, stream: bool
     ) -> Response:
         if wants_receipt(request.headers.get(RECEIPT_HEADER)):
             generation.keep_receipts()
+        generation.record_in(record)
         deltas = generation.deltas()
         if not stream:
             choices = await unless_disconnected(request.receive, _collect(generation, deltas))
-            return JSONResponse(writer.whole(choices))
+            answer = JSONResponse(writer.whole(choices))
+            record.code = HTTPStatus.OK
+            record.end()
+            return answer
         first = asyncio.ensure_future(anext(deltas))
         try:
             # A request that a replica refuses fails here, while it can still be answered with its own status. One that
@@ -162,7 +200,8 @@ class Routes:
             raise
         # Made here, on the loop whose load it measures.
         self._pacer = self._pacer or Pacer()
-        return EventStreamResponse(write_events(first, deltas, writer), self._keep_alive_s, self._pacer)
+        events = write_events(first, deltas, writer, record)
+        return EventStreamResponse(events, self._keep_alive_s, self._pacer, record)
 
     def _too_large(self) -> BodyTooLargeError:
         return BodyTooLargeError(f"the request body exceeds {self._max_body_bytes} bytes", code="request_too_large")

@@ -7,14 +7,16 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Mapping
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.ingress.errors import ClientDisconnectedError, error_event
+from app.ingress.errors import ClientDisconnectedError, error_event, status_of
 from app.ingress.generation import ChoiceDelta, Generation
 from app.ingress.pacing import Pacer
+from app.telemetry.ingress_metrics import RequestRecord
 from engine.errors import QuireError
 
 logger = logging.getLogger(__name__)
@@ -80,19 +82,28 @@ class Envelope:
 
 
 async def write_events(
-    first: Awaitable[list[ChoiceDelta]], rest: AsyncGenerator[list[ChoiceDelta], None], writer: EventWriter
+    first: Awaitable[list[ChoiceDelta]],
+    rest: AsyncGenerator[list[ChoiceDelta], None],
+    writer: EventWriter,
+    record: RequestRecord,
 ) -> AsyncGenerator[bytes, None]:
-    """Yield a stream's events, several in one piece where they came together; an error is the last event."""
+    """Yield a stream's events, several in one piece where they came together; an error is the last event.
+
+    `record` gets the status that the stream would have had, were it not 200 from its first byte on.
+    """
     async with aclosing(rest):
         try:
             yield writer.start() + b"".join(map(writer.write, await first))
             async for deltas in rest:
                 yield b"".join(map(writer.write, deltas))
+            record.code = HTTPStatus.OK
             yield writer.usage() + DONE
         except QuireError as error:
+            record.code = status_of(error)
             yield error_event(error)
         except Exception as error:
             logger.exception("a stream failed after it began")
+            record.code = status_of(error)
             yield error_event(error)
 
 
@@ -104,20 +115,27 @@ class EventStreamResponse(Response):
     Args:
         keep_alive_s: a comment goes out whenever this long has passed without an event.
         pacer: says how long to hold what comes after an event.
+        record: of the request; ends with the stream.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], keep_alive_s: float, pacer: Pacer) -> None:
+    def __init__(
+        self, events: AsyncGenerator[bytes, None], keep_alive_s: float, pacer: Pacer, record: RequestRecord
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._keep_alive_s = keep_alive_s
         self._pacer = pacer
+        self._record = record
         self._num_sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
-        await unless_disconnected(receive, self._stream(send))
+        try:
+            await unless_disconnected(receive, self._stream(send))
+        finally:
+            self._record.end()
 
     async def _stream(self, send: Send) -> None:
         async with aclosing(self._events) as events:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from app.replica.block_log import BlockLog
+from app.replica.counters import CounterReporter
 from app.replica.load_reporter import LoadReporter
 from app.replica.stream_server import StreamServer
 from app.transport.messages import Draining, StepMessage, encode_draining
 from engine.errors import EngineDeadError
 from engine.memory import BlockChanges
-from engine.outputs import EngineStats, SequenceOutput
+from engine.outputs import EngineAccounts, EngineStats, SequenceOutput
 from engine.request import EngineRequest
 
 logger = logging.getLogger("ray.serve")
@@ -50,6 +51,10 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """Load as of the last step."""
+        ...
+
+    def accounts(self) -> EngineAccounts:
+        """Load and memory of about a second ago; another object once there are new ones."""
         ...
 
     def check_health(self) -> None:
@@ -112,6 +117,7 @@ class ReplicaService:
         self._server = server
         self._blocks = BlockLog()
         self._load = LoadReporter(engine.stats, server, self._blocks)
+        self._counters = CounterReporter(engine.accounts, server)
         self._streams: dict[str, _Stream] = {}
         self._aborts: dict[str, dict[int, None]] = {}
         self._dead: EngineDeadError | None = None
@@ -122,12 +128,14 @@ class ReplicaService:
         self._server.start(self)
         self._engine.start(self._on_step, self._on_blocks)
         self._server.call_soon(self._watch)
+        self._server.call_soon(self._counters.start)
 
     def close(self, reason: str = "the replica stops") -> None:
         """Tell the ingresses to move what runs here, end the engine and hang up. Idempotent."""
         if self._closed:
             return
         self._closed = True
+        self._counters.close()
         self._server.call_soon(self._announce, Draining(0.0, reason))
         self._engine.shutdown()
         self._server.close()
@@ -201,6 +209,7 @@ class ReplicaService:
     def subscribed(self, ingress_id: str) -> None:
         self._aborts[ingress_id] = {}
         self._load.subscribed(ingress_id)
+        self._counters.subscribed(ingress_id)
         if self._dead is not None:
             self._server.send(ingress_id, encode_draining(Draining(0.0, str(self._dead))))
 

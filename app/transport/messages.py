@@ -4,6 +4,7 @@
                         LOAD       the replica's load, and which attempts it includes
                         HEARTBEAT  "I live", answered by PONG
                         BLOCKS     what the prefix cache gained and lost: see block_messages
+                        COUNTERS   what the replica counts for `/metrics`: see counter_messages
                         DRAINING   the replica will stop: move your requests within so many seconds
     ingress → replica   SUBSCRIBE  this ingress's id; the replica answers with its LOAD
                         ABORT      attempts whose reader has gone
@@ -39,6 +40,7 @@ class Kind(IntEnum):
     DRAINING = 19
     BLOCKS = 20
     SNAPSHOT = 21
+    COUNTERS = 22
     SUBSCRIBE = 32
     ABORT = 33
     PONG = 34

@@ -13,6 +13,8 @@ from starlette.applications import Starlette
 from app.balancer import RouteReceipt
 from app.ingress.client import ModelState
 from app.ingress.receipt import Receipt
+from app.replica.counters import replica_counters
+from app.telemetry.model_samples import ModelTelemetry, RouteCounts
 from engine.async_engine import AsyncLLMEngine
 from engine.errors import QuireError
 from engine.outputs import SequenceOutput, TokenLogprobs
@@ -48,6 +50,7 @@ class ScriptedClient:
         self.num_yielded = 0
         self.closed = 0
         self.stopped: list[tuple[str, int]] = []
+        self.told = ModelTelemetry(RouteCounts(), 0, 0, 1, {})
 
     async def generate(
         self, request: EngineRequest, receipt: Receipt | None = None
@@ -80,6 +83,9 @@ class ScriptedClient:
     def state(self) -> ModelState:
         detail = "ready" if self.ready else "starting"
         return ModelState("scripted", self.ready, int(self.ready), detail, self.max_model_len)
+
+    def telemetry(self) -> ModelTelemetry:
+        return self.told
 
     def _steps(self, request: EngineRequest) -> list[list[SequenceOutput]]:
         params = request.sampling_params
@@ -144,6 +150,9 @@ class EngineClient:
 
     def state(self) -> ModelState:
         return ModelState(self._model_id, True, 1, "ready", self._engine.max_model_len)
+
+    def telemetry(self) -> ModelTelemetry:
+        return ModelTelemetry(RouteCounts(), 0, 0, 1, {"replica": replica_counters(self._engine.accounts())})
 
     def _on_step(self, outputs: list[SequenceOutput]) -> None:
         for output in outputs:

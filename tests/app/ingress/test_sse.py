@@ -66,6 +66,7 @@ class Queued:
     def __init__(self, client: ScriptedClient) -> None:
         self._client = client
         self.wait_ready, self.state, self.stop = client.wait_ready, client.state, client.stop
+        self.telemetry = client.telemetry
 
     async def generate(
         self,

@@ -25,8 +25,8 @@ from app.transport.messages import (
     encode_stop,
 )
 from engine.errors import EngineDeadError, PromptTooLongError
-from engine.memory import BlockChanges
-from engine.outputs import EngineStats, SequenceOutput
+from engine.memory import BlockChanges, MemoryUsage
+from engine.outputs import EngineAccounts, EngineStats, SequenceOutput
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
 
@@ -50,6 +50,7 @@ class HandDrivenEngine:
         self.dead: EngineDeadError | None = None
         self.shut_down = False
         self._stats = EngineStats(100, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        self._accounts = EngineAccounts(self._stats, MemoryUsage(0, 0, 0, 0, 0, 1600, 0, 0))
         self._on_step: Callable[[list[SequenceOutput]], None] = lambda _: None
 
     def start(
@@ -78,6 +79,9 @@ class HandDrivenEngine:
 
     def stats(self) -> EngineStats:
         return self._stats
+
+    def accounts(self) -> EngineAccounts:
+        return self._accounts
 
     def check_health(self) -> None:
         if self.dead is not None:

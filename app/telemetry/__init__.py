@@ -1,0 +1,1 @@
+"""What a person on call looks at: metrics of the whole application, whichever process is asked."""

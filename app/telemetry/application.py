@@ -1,0 +1,87 @@
+"""The whole application's metrics, whichever of its ingresses is asked.
+
+Replicas tell every ingress what they count, so each ingress knows all of them. What the ingresses count themselves is
+gathered when somebody asks, by a call to all of them: it is as fresh as the ingress's own, costs nothing between two
+scrapes, and needs neither a mesh of links nor a store that keeps what the dead had counted. Each ingress's series carry
+its name rather than being added up here: a sum over processes falls when one of them ends, which Prometheus would take
+for a restart of all; `sum by (...) (rate(...))` over named series is right.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol
+
+from app.telemetry import metrics
+from app.telemetry.ingress_metrics import IngressMetrics
+from app.telemetry.model_samples import ModelTelemetry, replica_samples, routing_samples
+from app.telemetry.samples import MetricSample, exposition_text, sample, with_label
+
+logger = logging.getLogger("ray.serve")
+
+# Ingress's name → its samples.
+IngressSamples = Mapping[str, list[MetricSample]]
+
+
+class TelemetryModel(Protocol):
+    """The part of a served model that telemetry uses."""
+
+    @property
+    def id(self) -> str:
+        """What users call it."""
+        ...
+
+    def telemetry(self) -> ModelTelemetry:
+        """What is known of it now."""
+        ...
+
+
+class ApplicationMetrics:
+    """One ingress's numbers, its replicas', and on request those of the other ingresses. On its event loop.
+
+    Args:
+        ingress_id: names this ingress among the application's.
+        models: those that are served now.
+        gather: asks all ingresses, this one included or not, for their `own_samples`; an application of one has none.
+    """
+
+    def __init__(
+        self,
+        ingress_id: str,
+        models: Callable[[], Iterable[TelemetryModel]],
+        gather: Callable[[], Awaitable[Iterable[IngressSamples]]] | None = None,
+    ) -> None:
+        self.ingress_id = ingress_id
+        self.own = IngressMetrics()
+        self._models = models
+        self._gather = gather
+
+    def own_samples(self) -> IngressSamples:
+        """What this ingress has counted, under its name."""
+        samples = self.own.samples()
+        for model in self._models():
+            samples += routing_samples(model.id, model.telemetry())
+        return {self.ingress_id: samples}
+
+    def replica_samples(self) -> list[MetricSample]:
+        """What the replicas have told this ingress, as they tell every other."""
+        return [item for model in self._models() for item in replica_samples(model.id, model.telemetry())]
+
+    async def text(self) -> bytes:
+        """The application's metrics in Prometheus' text format.
+
+        An ingress that does not answer is left out, which `quire_ingresses` shows.
+        """
+        by_ingress = dict(self.own_samples())
+        if self._gather is not None:
+            try:
+                for others in await self._gather():
+                    for ingress_id, samples in others.items():
+                        by_ingress.setdefault(ingress_id, samples)
+            except Exception as error:
+                logger.warning("the metrics of the other ingresses are missing: %s", error)
+        samples = [sample(metrics.INGRESSES, len(by_ingress)), *self.replica_samples()]
+        for ingress_id in sorted(by_ingress):
+            samples += with_label(by_ingress[ingress_id], "ingress", ingress_id)
+        return exposition_text(samples)

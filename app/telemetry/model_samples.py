@@ -1,0 +1,89 @@
+"""Samples of one served model: what its client's balancer did, and what its replicas have told of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from app.telemetry import metrics
+from app.telemetry.samples import MetricSample, sample
+from app.transport.counter_messages import ReplicaCounters
+
+
+@dataclass(slots=True)
+class RouteCounts:
+    """What became of a model's requests on their way to a replica, since the client began.
+
+    `wrong` are those whose replica had at least a block less cached than was counted on.
+    """
+
+    placed: int = 0
+    held: int = 0
+    unplaced: int = 0
+    resubmitted: int = 0
+    expected_cached_tokens: int = 0
+    wrong: int = 0
+
+
+class ModelTelemetry(NamedTuple):
+    """What a ModelClient knows of its model for `/metrics`. `replicas` by id; `num_replicas` can take requests."""
+
+    routes: RouteCounts
+    num_bookings: int
+    num_held: int
+    num_replicas: int
+    replicas: Mapping[str, ReplicaCounters]
+
+
+def routing_samples(model_id: str, told: ModelTelemetry) -> list[MetricSample]:
+    """This ingress's own part: its routing."""
+    routes = told.routes
+    return [
+        sample(metrics.DECISIONS, routes.placed, model_id, "placed"),
+        sample(metrics.DECISIONS, routes.held, model_id, "held"),
+        sample(metrics.DECISIONS, routes.unplaced, model_id, "unplaced"),
+        sample(metrics.RESUBMISSIONS, routes.resubmitted, model_id),
+        sample(metrics.EXPECTED_CACHED_TOKENS, routes.expected_cached_tokens, model_id),
+        sample(metrics.WRONG_ROUTES, routes.wrong, model_id),
+        sample(metrics.BOOKINGS, told.num_bookings, model_id),
+        sample(metrics.HELD, told.num_held, model_id),
+    ]
+
+
+def replica_samples(model_id: str, told: ModelTelemetry) -> list[MetricSample]:
+    """What every ingress knows alike: the model's replicas."""
+    samples = [sample(metrics.REPLICAS, told.num_replicas, model_id)]
+    for replica_id, counters in told.replicas.items():
+        samples += counter_samples(model_id, replica_id, counters)
+    return samples
+
+
+def counter_samples(model_id: str, replica_id: str, counters: ReplicaCounters) -> list[MetricSample]:
+    """One replica's numbers."""
+    at = (model_id, replica_id)
+    kinds = {
+        "token_states": counters.token_state_slots,
+        "reserved": counters.reserved_slots,
+        "internal_fragmentation": counters.internal_fragmentation_slots,
+        "rounding": counters.rounding_slots,
+        "external_fragmentation": counters.external_fragmentation_slots,
+        "cached": counters.cached_slots,
+        "empty": counters.empty_slots,
+    }
+    phases = {"schedule": counters.schedule_s, "execute": counters.execute_s, "process": counters.process_s}
+    return [
+        *(sample(metrics.KV_SLOTS, value, *at, kind) for kind, value in kinds.items()),
+        sample(metrics.SWAP_SLOTS, counters.swapped_slots, *at, "used"),
+        sample(metrics.SWAP_SLOTS, counters.free_swap_slots, *at, "free"),
+        sample(metrics.ENGINE_REQUESTS, counters.num_running, *at, "running"),
+        sample(metrics.ENGINE_REQUESTS, counters.num_waiting - counters.num_swapped, *at, "waiting"),
+        sample(metrics.ENGINE_REQUESTS, counters.num_swapped, *at, "swapped"),
+        sample(metrics.PREEMPTIONS, counters.num_swaps, *at, "swap"),
+        sample(metrics.PREEMPTIONS, counters.num_recomputations, *at, "recompute"),
+        sample(metrics.PREFIX_QUERIES, counters.num_prompt_tokens, *at),
+        sample(metrics.PREFIX_HITS, counters.num_cached_tokens, *at),
+        sample(metrics.ENGINE_OUTPUT_TOKENS, counters.num_output_tokens, *at),
+        sample(metrics.STEPS, counters.num_steps, *at),
+        *(sample(metrics.STEP_TIME, value, *at, phase) for phase, value in phases.items()),
+    ]

