@@ -17,6 +17,8 @@ from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 with warnings.catch_warnings():
     # Ray's modules warn of their own use of pydantic when they are imported.
@@ -91,6 +93,10 @@ class Fleet:
         with urlopen(f"{self.url}/v1/models", timeout=30) as response:
             return [item["id"] for item in json.load(response)["data"]]
 
+    def metrics(self) -> dict[str, Metric]:
+        with urlopen(f"{self.url}/metrics", timeout=30) as response:
+            return {family.name: family for family in text_string_to_metric_families(response.read().decode())}
+
     def ask(self, model: str, **fields: Any) -> dict[str, Any]:
         return dict(json.loads(self._post({"model": model, "prompt": [1, 2, 3], **fields})))
 
@@ -148,6 +154,33 @@ def fleet() -> Iterator[Fleet]:
 
 def start_streams(fleet: Fleet, pool: ThreadPoolExecutor, count: int) -> list[Future[str]]:
     return [pool.submit(fleet.stream, "v1", seed) for seed in range(count)]
+
+
+def test_metrics_say_the_same_whichever_ingress_is_asked(fleet: Fleet) -> None:
+    for _ in range(12):
+        fleet.ask("v1", max_tokens=3, ignore_eos=True)
+    # The replica tells of its last step within a second.
+    time.sleep(2.0)
+    answers = [fleet.metrics() for _ in range(12)]
+    totals = [
+        {
+            name: sum(item.value for item in families[name].samples if item.labels.get("code", "200") == "200")
+            for name in (
+                "quire_requests",
+                "quire_output_tokens",
+                "quire_balancer_decisions",
+                "quire_engine_output_tokens",
+            )
+        }
+        for families in answers
+    ]
+    assert all(total == totals[0] for total in totals), totals
+    assert [families["quire_ingresses"].samples[0].value for families in answers] == [2] * 12
+    # The two of them have served what the fixture and this test asked for.
+    assert totals[0]["quire_requests"] == 13
+    assert totals[0]["quire_output_tokens"] == 37
+    served = {item.labels["ingress"] for item in answers[0]["quire_requests"].samples}
+    assert served == fleet.replica_ids()["Ingress"], "both have served, and are named as Serve names them"
 
 
 def test_a_model_and_a_split_are_added_under_load_and_no_replica_restarts(fleet: Fleet) -> None:
