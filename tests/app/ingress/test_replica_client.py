@@ -16,7 +16,9 @@ from app.balancer.registry import ReplicaInfo, registry
 from app.ingress.prompt_chain import prompt_chain
 from app.ingress.receipt import Receipt
 from app.replica.block_log import BlockLog
+from app.telemetry.model_samples import RouteCounts
 from app.transport.block_messages import decode_sync
+from app.transport.counter_messages import ReplicaCounters, encode_counters
 from app.transport.frames import Frame, FrameDecoder
 from app.transport.link import Endpoint, LinkListener
 from app.transport.messages import (
@@ -766,6 +768,43 @@ async def test_a_receipt_says_what_was_expected_and_what_came(world: World) -> N
     # The replica counts from the request's arrival in the ingress; its placement was a moment later.
     assert receipt.wait_s == pytest.approx(2.5, abs=0.2)
     assert receipt.as_dict()["predicted_cost_s"] is not None
+
+
+@pytest.mark.parametrize(("num_cached", "num_wrong"), [(96, 0), (81, 0), (80, 1), (0, 1)])
+async def test_a_route_is_wrong_if_a_block_that_was_counted_on_is_missing(
+    world: World, num_cached: int, num_wrong: int
+) -> None:
+    request = EngineRequest("request", list(range(100)), SamplingParams(max_tokens=8, seed=7))
+    log = BlockLog()
+    log.add(BlockChanges(list(prompt_chain(request, "model", 16)), []))
+    world.fleet.replicas["b"].receive(log.since(0))
+    reader = world.read(request)
+    replica, call = await world.fleet.first_call()
+    assert world.client.telemetry().num_bookings == 1
+    message = StepMessage()
+    output = SequenceOutput("", 0, [token(request, 0, 0)], finish_reason="length", num_cached_tokens=num_cached)
+    message.add(call.attempt, output, 1)
+    replica.receive(message.encode())
+    await reader
+    told = world.client.telemetry()
+    assert told.routes == RouteCounts(placed=1, expected_cached_tokens=96, wrong=num_wrong)
+    assert (told.num_bookings, told.num_replicas) == (0, 2)
+
+
+async def test_a_resubmission_is_counted_and_a_lost_replicas_counters_go_with_it(world: World) -> None:
+    for name in ("a", "b"):
+        world.fleet.replicas[name].receive(encode_counters(ReplicaCounters(num_steps=3)))
+    assert world.client.telemetry().replicas.keys() == {"a", "b"}
+    reader = world.read(make_request())
+    replica, call = await world.fleet.first_call()
+    replica.step(call)
+    replica.go_down()
+    other, second = await world.fleet.first_call(2)
+    other.step(second, finish="length")
+    await reader
+    told = world.client.telemetry()
+    assert (told.routes.placed, told.routes.resubmitted, told.num_replicas) == (2, 1, 1)
+    assert told.replicas == {other.name: ReplicaCounters(num_steps=3)}
 
 
 async def test_a_receipt_is_of_the_last_attempt(world: World) -> None:
