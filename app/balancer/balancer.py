@@ -210,7 +210,8 @@ class Balancer:
             if not len(self._holding) or self._hold_s is None:
                 return None
             now = self._clock()
-            return max(self._holding.next_at(now + self._hold_s) - self._hold_s - now, 0.0)
+            next_at = min(self._holding.next_at(now + self._hold_s) - self._hold_s, self._holding.overdue_at())
+            return max(next_at - now, 0.0)
 
     def computed(self, key: int) -> None:
         """A request's prompt has been computed: its blocks are published by now, and it waits no more."""
@@ -276,7 +277,7 @@ class Balancer:
             self._holding.remove(booking)
             return Placement(None, booking.num_moves)
         hold_s = math.inf
-        if may_hold and self._hold_s is not None and self._holding.has_room_for(booking):
+        if may_hold and self._hold_s is not None and self._holding.has_room_for(booking, now):
             hold_s = self._hold_s
         if not self._placer.place(booking, willing, hold_s, reserves=reserves):
             self._holding.add(booking, booking.slot)

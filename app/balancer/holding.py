@@ -10,6 +10,9 @@ from app.balancer.fleet import Fleet
 
 # No more are held: what comes then is placed at once, so that a decision's cost does not grow with the queue.
 _MAX_HELD = 64
+# Held for so many seconds a request is placed wherever it is best: when more come than can be served, those placed at
+# once for want of room here keep every replica busy, and none would come free.
+_LONGEST_HELD_S = 30.0
 # If no more than this are held, all are looked at whenever one may go; else so many of those who want a replica.
 _MAX_TRIED = 32
 _MAX_TRIED_A_SLOT = 2
@@ -39,9 +42,9 @@ class Holding:
     def __len__(self) -> int:
         return len(self._held)
 
-    def has_room_for(self, booking: Booking) -> bool:
+    def has_room_for(self, booking: Booking, now: float) -> bool:
         """Whether it may be held, or held on."""
-        return booking.held or len(self._held) < _MAX_HELD
+        return not _is_overdue(booking, now) and (booking.held or len(self._held) < _MAX_HELD)
 
     def add(self, booking: Booking, slot: int) -> None:
         """Hold it, or hold it on, until it can go to this slot or a better one."""
@@ -75,8 +78,8 @@ class Holding:
     def to_try(self, before: float, now: float) -> list[Booking]:
         """Those for whom a replica may come free before that time, in their order.
 
-        All, if they are few. Of many, the first of those who want a replica that does: for the others nothing has
-        become better.
+        All, if they are few. Of many, the first of those who want a replica that does, for the others nothing has
+        become better; and those held for too long.
         """
         waiting: Iterable[Booking] = self._held.values()
         slots = self._free_slots(before)
@@ -87,6 +90,8 @@ class Holding:
                 waiting += nsmallest(_MAX_TRIED_A_SLOT, wanting, key=lambda booking: self._turn(booking, now))
                 # Whether the slot is still free then, for the others of them, will be seen.
                 heappush(self._fleet.moves, (before, slot))
+            found = {booking.key for booking in waiting}
+            waiting += [one for one in self._held.values() if _is_overdue(one, now) and one.key not in found]
         return sorted(waiting, key=lambda booking: self._turn(booking, now))
 
     def next_at(self, after: float) -> float:
@@ -98,6 +103,10 @@ class Holding:
         while moves[0][1] not in self._wanting or free_at[moves[0][1]] > moves[0][0]:
             heappop(moves)
         return moves[0][0]
+
+    def overdue_at(self) -> float:
+        """When the first of them will have been held for too long."""
+        return min(booking.arrived_at for booking in self._held.values()) + _LONGEST_HELD_S
 
     def _free_slots(self, before: float) -> set[int]:
         """Wanted slots that are free by then. What was held on for one of them puts it on the heap again."""
@@ -116,3 +125,7 @@ class Holding:
         if _NEAR * self._late_s < first_token_s < self._late_s:
             turn -= _LATE * (first_token_s - _NEAR * self._late_s)
         return turn
+
+
+def _is_overdue(booking: Booking, now: float) -> bool:
+    return now >= booking.arrived_at + _LONGEST_HELD_S

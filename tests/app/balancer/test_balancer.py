@@ -332,6 +332,20 @@ def test_held_requests_go_when_a_replica_comes_free_the_shortest_first() -> None
     assert balancer.next_dispatch_s() is None
 
 
+def test_a_request_held_for_long_goes_to_a_busy_replica() -> None:
+    clock = Clock()
+    balancer = Balancer(hold_s=0.0, clock=clock)
+    balancer.add_replica("a", 16, LOAD)
+    balancer.book(1, RequestCost(10**6, 1))
+    assert balancer.book(2, COST).held
+    assert balancer.next_dispatch_s() == pytest.approx(30.0)
+    clock.now_s += 29.0
+    assert balancer.dispatch() == []
+    clock.now_s += 1.0
+    assert balancer.dispatch() == [2]
+    assert balancer.replica_of(2) == "a"
+
+
 def test_nothing_stays_held_when_its_replicas_go() -> None:
     balancer = Balancer(hold_s=0.0)
     balancer.add_replica("a", 16, LOAD)

@@ -47,7 +47,7 @@ def test_of_many_only_those_are_tried_whose_replica_is_free() -> None:
     for slot, free_at in enumerate((200.0, 90.0, 300.0)):
         fleet.set_free_at(slot, free_at)
     holding = Holding(fleet)
-    bookings = [booking(key, 1.0, arrived_at=key) for key in range(90)]
+    bookings = [booking(key, 1.0, arrived_at=90.0 + key / 10) for key in range(90)]
     for key, one in enumerate(bookings):
         holding.add(one, key % 3)
     assert holding.next_at(0.0) == 90.0
@@ -77,10 +77,24 @@ def test_a_replica_that_comes_free_sooner_than_foretold_is_noticed() -> None:
     fleet.set_free_at(0, 50.0)
     holding = Holding(fleet)
     for key in range(64):
-        assert holding.has_room_for(booking(key, 1.0))
+        assert holding.has_room_for(booking(key, 1.0), 0.0)
         holding.add(booking(key, 1.0, arrived_at=key), 0)
     assert holding.next_at(0.0) == 50.0
     fleet.set_free_at(0, 20.0)
     assert holding.next_at(0.0) == 20.0
     assert order_of(holding, 20.0) == [0, 1]
-    assert not holding.has_room_for(booking(99, 1.0))
+    assert not holding.has_room_for(booking(99, 1.0), 0.0)
+
+
+def test_nobody_is_held_for_ever() -> None:
+    fleet = fleet_of(1)
+    fleet.set_free_at(0, 1000.0)
+    holding = Holding(fleet)
+    bookings = [booking(key, 1.0, arrived_at=key) for key in range(40)]
+    for one in bookings:
+        holding.add(one, 0)
+    assert holding.overdue_at() == 30.0
+    assert order_of(holding, 29.0) == []
+    assert order_of(holding, 31.0) == [0, 1]
+    assert not holding.has_room_for(bookings[0], 31.0)
+    assert holding.has_room_for(bookings[2], 31.0)
