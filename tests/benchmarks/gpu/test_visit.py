@@ -34,7 +34,7 @@ def test_limits_leave_the_first_steps_of_a_stage_all_their_time(stage: int) -> N
 def test_a_step_passes_on_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = "print('table'); print('= a: 1 (met)'); print('{\"x\": 1}'); print('{\"x\": 2}'); print('3 passed in 1s')"
     result = run_step(Step("one", [sys.executable, "-c", code], 60), time.monotonic() + 60, dict(os.environ), tmp_path)
-    assert result.pop("seconds") > 0
+    assert result.pop("seconds") >= 0
     assert result == {
         "step": "one",
         "ended": "0",
