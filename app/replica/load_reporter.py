@@ -34,6 +34,7 @@ class LoadReporter:
         self._admissions: dict[str, list[tuple[int, int]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._observed: EngineStats | None = None
+        self._observed_at_s = -math.inf
         self._reported: EngineStats | None = None
         self._reported_at_s = -math.inf
 
@@ -68,8 +69,10 @@ class LoadReporter:
         if stats is last:
             return math.inf
         now_s = time.monotonic()
-        if stats is not self._observed:
+        # Single steps measure what else the machine did: replicas would seem to differ in speed, and be chosen by it.
+        if stats is not self._observed and now_s >= self._observed_at_s + MIN_INTERVAL_S:
             self._observed = stats
+            self._observed_at_s = now_s
             self._meter.observe(stats, now_s)
         changed = last is None or _queue_of(stats) != _queue_of(last) or any(self._admissions.values())
         return self._reported_at_s + (MIN_INTERVAL_S if changed else GROWTH_INTERVAL_S) - now_s
