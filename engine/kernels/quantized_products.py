@@ -95,8 +95,8 @@ def multiply_quantized(
         return kernels.scale_products(products, rows.scales, channel_scales, bias, x.dtype)
     codes, scales = kernels.quantize_rows(x, weight.dtype, 0)
     if not x.is_cuda:
-        result = codes.float() @ weight.float().t() * scales.unsqueeze(-1) * channel_scales
-        return (result if bias is None else result + bias.float()).to(x.dtype)
+        products = codes.float() @ weight.float().t()
+        return TorchRowKernels().scale_products(products, scales, channel_scales, bias, x.dtype)
     return torch._scaled_mm(
         codes,
         weight.t(),
