@@ -32,11 +32,7 @@ struct Part {
     C* value(int64_t offset, int64_t head_dim) const { return elements() + offset * head_dim; }
 };
 
-inline void load_key(const float* p, Vec out[1]) { out[0] = Vec::load(p); }
-inline void load_key(const int8_t* p, Vec out[1]) { out[0] = Vec::load(p); }
-inline void load_key(const BFloat16* p, Vec out[2]) { load_pairs(p, &out[0], &out[1]); }
-
-// One of them.
+// The i-th of the values along D that lie together, of a vector of tokens.
 inline Vec key_at(const float* p, int) { return Vec::load(p); }
 inline Vec key_at(const int8_t* p, int) { return Vec::load(p); }
 inline Vec key_at(const BFloat16* p, int i) {
@@ -80,9 +76,8 @@ struct CacheTile {
             const Part<C>& part = keys[block_of(t)];
             const int offset = offset_of(t);
             for (int64_t step = 0; step < head_dim / kStep; ++step) {
-                Vec vectors[kStep];
-                load_key(part.key(step, offset), vectors);
-                for (int i = 0; i < kStep; ++i) vectors[i].store(keys_out + (step * kStep + i) * kTile + t);
+                const C* const from = part.key(step, offset);
+                for (int i = 0; i < kStep; ++i) key_at(from, i).store(keys_out + (step * kStep + i) * kTile + t);
             }
         }
     }
