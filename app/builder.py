@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve import Application, Deployment
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
+from app.autoscaling.serve_options import autoscaling_config
 from app.config import (
     INGRESS,
     AppArgs,
@@ -132,8 +133,9 @@ def _deployment(cls: type) -> Deployment:
 
 
 def _serve_options(args: DeploymentArgs | IngressArgs) -> dict[str, Any]:
+    scaling = args.autoscaling if isinstance(args, DeploymentArgs) else None
     return {
-        "num_replicas": args.num_replicas,
+        **({"autoscaling_config": autoscaling_config(scaling)} if scaling else {"num_replicas": args.num_replicas}),
         "graceful_shutdown_wait_loop_s": args.graceful_shutdown_wait_loop_s,
         "graceful_shutdown_timeout_s": args.graceful_shutdown_timeout_s,
         "health_check_period_s": args.health_check_period_s,

@@ -74,10 +74,59 @@ class RayActorOptions(Args):
     runtime_env: dict[str, Any] | None = None
 
 
+class ScalingArgs(Args):
+    """How the number of a model's replicas follows its load; see app.autoscaling.sizing. Times are in seconds.
+
+    Attributes:
+        min_replicas: 0 lets a model go that nobody uses, and needs `idle_to_zero_s`.
+        initial_replicas: at the start; None is `min_replicas`.
+        upscale_delay_s: more must have been needed for so long before more are started.
+        downscale_delay_s: fewer must have been enough for so long before one is stopped.
+        idle_to_zero_s: after so long without a request the last replica stops; the next request waits for a start.
+        ttft_target_s: the first token is to come within this in 95 of 100 requests.
+        target_utilization: a replica is to compute prompts no more than this part of the time, nor run more than this
+            part of `max_num_seqs`.
+        max_kv_use: no more of a replica's KV blocks are to be held by requests.
+        downscale_margin: a replica is stopped only if the others could carry so much more than the load.
+    """
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(ge=1)
+    initial_replicas: int | None = Field(default=None, ge=0)
+    upscale_delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    downscale_delay_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
+    idle_to_zero_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    ttft_target_s: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    target_utilization: float = Field(default=0.8, gt=0, lt=1)
+    max_kv_use: float = Field(default=0.85, gt=0, le=1)
+    downscale_margin: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is above max_replicas={self.max_replicas}")
+        if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
+            raise ValueError(
+                f"initial_replicas={self.initial_replicas} is outside min_replicas={self.min_replicas} "
+                f"to max_replicas={self.max_replicas}"
+            )
+        if self.min_replicas == 0 and self.idle_to_zero_s is None:
+            raise ValueError("min_replicas=0 needs idle_to_zero_s: after how long without a request the last one stops")
+        if self.min_replicas > 0 and self.idle_to_zero_s is not None:
+            raise ValueError(f"idle_to_zero_s={self.idle_to_zero_s:g} needs min_replicas=0, not {self.min_replicas}")
+        return self
+
+    @property
+    def scales_to_zero(self) -> bool:
+        """Whether a model without replicas is as it should be."""
+        return self.min_replicas == 0
+
+
 class DeploymentArgs(Args):
     """How Serve runs the replicas of one deployment. Times are in seconds.
 
     Attributes:
+        num_replicas: always so many; not together with `autoscaling`, which lets their number follow the load.
         max_ongoing_requests: requests a replica may have open; None lets the builder derive it from the engine's own
             bound, which it must exceed.
         graceful_shutdown_timeout_s: how long a replica that is to stop may finish its requests.
@@ -89,6 +138,7 @@ class DeploymentArgs(Args):
     """
 
     num_replicas: int = Field(default=1, ge=1)
+    autoscaling: ScalingArgs | None = None
     max_ongoing_requests: int | None = Field(default=None, ge=1)
     graceful_shutdown_wait_loop_s: float = Field(default=0.2, gt=0)
     graceful_shutdown_timeout_s: float = Field(default=30.0, ge=0)
@@ -97,6 +147,17 @@ class DeploymentArgs(Args):
     max_constructor_retry_count: int = Field(default=2, ge=1)
     ray_actor_options: RayActorOptions = RayActorOptions()
     placement_group_strategy: Literal["STRICT_PACK", "PACK"] | None = None
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.autoscaling is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("num_replicas and autoscaling contradict each other: give one of them")
+        return self
+
+    @property
+    def scales_to_zero(self) -> bool:
+        """Whether a model without replicas is as it should be."""
+        return self.autoscaling is not None and self.autoscaling.scales_to_zero
 
 
 class BalancerArgs(Args):
@@ -246,6 +307,7 @@ class RemoteModel(Args):
         source, chat_template: as in that application's entry, for the tokenizer.
         balancer: how this ingress spreads requests over its replicas.
         adapters: names of the adapters that it has in that application.
+        scales_to_zero: its `deployment.autoscaling.min_replicas` is 0 there, so that it is ready without replicas.
     """
 
     id: str
@@ -254,6 +316,7 @@ class RemoteModel(Args):
     chat_template: str | None = None
     balancer: BalancerArgs = BalancerArgs()
     adapters: tuple[str, ...] = ()
+    scales_to_zero: bool = False
 
     _check_id = field_validator("id")(_name)
 

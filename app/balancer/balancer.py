@@ -148,6 +148,12 @@ class Balancer:
             return len(self._bookings)
 
     @property
+    def queued_s(self) -> float:
+        """Seconds of one replica's work that requests held back here will take."""
+        with self._lock:
+            return self._holding.prefill_s
+
+    @property
     def num_held(self) -> int:
         """Requests held back for a replica to come free."""
         with self._lock:

@@ -42,6 +42,11 @@ class Holding:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def prefill_s(self) -> float:
+        """Seconds that their prompts take, each on the replica that it wants."""
+        return sum(booking.prefill_s for booking in self._held.values())
+
     def has_room_for(self, booking: Booking, now: float) -> bool:
         """Whether it may be held, or held on."""
         return not _is_overdue(booking, now) and (booking.held or len(self._held) < _MAX_HELD)

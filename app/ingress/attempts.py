@@ -24,6 +24,7 @@ from typing import Any
 from app.balancer import Balancer, RequestCost
 from app.ingress.attempt import Attempt, ClientOptions
 from app.ingress.call_errors import classify
+from app.ingress.demand import Demand
 from app.ingress.held_requests import HeldRequests
 from app.ingress.prompt_chain import prompt_chain
 from app.ingress.replica_links import ReplicaLinks
@@ -42,16 +43,24 @@ class Attempts:
 
     Args:
         client_id: names the client to replicas and to the request router.
+        demand: is told what requests have cost.
     """
 
     def __init__(
-        self, model_id: str, client_id: str, balancer: Balancer, links: ReplicaLinks, options: ClientOptions
+        self,
+        model_id: str,
+        client_id: str,
+        balancer: Balancer,
+        links: ReplicaLinks,
+        options: ClientOptions,
+        demand: Demand,
     ) -> None:
         self._model_id = model_id
         self._client_id = client_id
         self._balancer = balancer
         self._links = links
         self._options = options
+        self._demand = demand
         self._held = HeldRequests(balancer, self._send_on)
         self._attempts: dict[int, Attempt] = {}
         self._numbers = itertools.count(1)
@@ -250,6 +259,8 @@ class Attempts:
         attempt.prompt_computed = True
         self._balancer.computed(attempt.number)
         route = self._balancer.receipt(attempt.number)
+        if attempt.journal.num_attempts == 1:
+            self._demand.computed(len(attempt.journal.request.prompt_token_ids), row.output.num_cached_tokens)
         if route is not None and attempt.journal.num_attempts == 1:
             self._count_route(route.cached_tokens, row.output.num_cached_tokens)
         receipt = attempt.journal.receipt
@@ -275,6 +286,7 @@ class Attempts:
             return
         # The call returns on its own; nothing waits for it.
         self._forget(attempt)
+        self._demand.ended(attempt.journal.num_tokens, attempt.journal.request.sampling_params.n)
         attempt.journal.finish()
 
     def _fail_over(self, attempt: Attempt, reason: str, failed_replica: str | None = None) -> None:

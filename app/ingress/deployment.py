@@ -24,6 +24,7 @@ from app.config import (
     engine_deployment_name,
 )
 from app.ingress.app import build_asgi_app
+from app.ingress.attempt import ClientOptions
 from app.ingress.auth import ApiKeys
 from app.ingress.greeting import greeting
 from app.ingress.model_table import ModelTable, context_length, load_tokenizer
@@ -131,7 +132,12 @@ def _own_models(models: Sequence[ModelArgs], engines: Mapping[str, DeploymentHan
         return [
             ServedModel(
                 id=model.id,
-                client=ReplicaSetClient(model.id, engines[model.id], balancer=_balancer(model.balancer)),
+                client=ReplicaSetClient(
+                    model.id,
+                    engines[model.id],
+                    ClientOptions(scales_to_zero=model.deployment.scales_to_zero),
+                    balancer=_balancer(model.balancer),
+                ),
                 tokenizer=tokenizer,
                 context_length=context_length(model, max_position_embeddings),
                 adapters=tuple(model.engine_config.adapters),
@@ -145,7 +151,8 @@ def _connect(entry: RemoteModel) -> ReplicaSetClient:
     handle = serve.get_deployment_handle(
         engine_deployment_name(entry.id), entry.application, _check_exists=False, _record_telemetry=False
     )
-    return ReplicaSetClient(entry.id, handle, balancer=_balancer(entry.balancer))
+    options = ClientOptions(scales_to_zero=entry.scales_to_zero)
+    return ReplicaSetClient(entry.id, handle, options, balancer=_balancer(entry.balancer))
 
 
 def _balancer(args: BalancerArgs) -> Balancer:

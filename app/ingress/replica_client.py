@@ -18,6 +18,7 @@ from app.balancer.registry import ReplicaInfo, deployment_key, registry
 from app.ingress.attempt import ClientOptions
 from app.ingress.attempts import Attempts
 from app.ingress.client import ModelState
+from app.ingress.demand import Demand
 from app.ingress.placement_state import PlacementWatch
 from app.ingress.receipt import Receipt
 from app.ingress.replica_links import Connector, ReplicaLinks, default_connector
@@ -59,7 +60,8 @@ class ReplicaSetClient:
         self._options = options or ClientOptions()
         self._balancer = balancer or Balancer()
         self._links = ReplicaLinks(model_id, self.client_id, self._balancer, connector or default_connector(), self)
-        self._attempts = Attempts(model_id, self.client_id, self._balancer, self._links, self._options)
+        self._demand = Demand(self._links, lambda: self._balancer.queued_s, self._options.expected_output_tokens)
+        self._attempts = Attempts(model_id, self.client_id, self._balancer, self._links, self._options, self._demand)
         self._journals: dict[str, RequestJournal] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -75,6 +77,7 @@ class ReplicaSetClient:
     ) -> AsyncGenerator[list[SequenceOutput], None]:
         """As ModelClient.generate."""
         await self._start()
+        self._demand.arrived(request)
         journal = RequestJournal(request, self._options.max_unread_tokens, receipt)
         self._journals[request.request_id] = journal
         try:
@@ -145,6 +148,7 @@ class ReplicaSetClient:
         if self._placement is not None:
             self._placement.close()
         registry.unregister(self.client_id)
+        self._demand.close()
         self._attempts.close()
         self._links.close()
 
@@ -192,8 +196,10 @@ class ReplicaSetClient:
             raise
         self._attempts.call_by(generate)
         self._loop.call_later(_EXPIRY_INTERVAL_S, self._expire)
-        if self._placement is not None and not self._closed:
-            self._placement.start()
+        if not self._closed:
+            self._demand.start()
+            if self._placement is not None:
+                self._placement.start()
 
     def _expire(self) -> None:
         assert self._loop is not None

@@ -89,6 +89,11 @@ class ReplicaLinks:
         return [replica.info for replica in self._replicas.values() if replica.up and not replica.draining]
 
     @property
+    def demand_takers(self) -> list[str]:
+        """Ids of the live replicas that want to be told the demand: those of a deployment that autoscales."""
+        return [info.replica_id for info in self.live if info.metadata.get("wants_demand")]
+
+    @property
     def hashing(self) -> tuple[str, int] | None:
         """The model's fingerprint and the block size with which replicas hash prompts; None until one has told."""
         for replica in self._replicas.values():

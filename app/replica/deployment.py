@@ -78,7 +78,13 @@ class EngineReplica:
             "block_size": self._engine.cache_config.block_size,
             "num_blocks": self._engine.cache_config.num_blocks,
             "graceful_shutdown_timeout_s": config.graceful_shutdown_timeout_s,
+            "wants_demand": config.autoscaling_config is not None,
         }
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve collects for app.autoscaling's policy, where the deployment has one."""
+        config = self._engine.config
+        return self._service.scaling_report(config.max_num_seqs, config.max_num_batched_tokens)._asdict()
 
     async def generate(
         self, request: EngineRequest, ingress_id: str, attempt: int, waited_s: float = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from app.transport.messages import LoadReport
 from engine.outputs import EngineStats
 
@@ -9,6 +11,8 @@ from engine.outputs import EngineStats
 _WEIGHT = 0.1
 # Fewer prompt tokens than this in a step say little about the prefill rate.
 _MIN_PREFILL_TOKENS = 16
+# Of the prompt tokens that capacity is judged by, those before so many others count for little.
+_CAPACITY_TOKENS = 20_000
 # Batches must differ by about this (squared) before a line through them means anything.
 _MIN_BATCH_VARIANCE = 0.5
 
@@ -28,6 +32,8 @@ class RateMeter:
         self._step_s = _Moment()
         self._batch_squared = _Moment()
         self._batch_step_s = _Moment()
+        self._prompt_tokens = 0.0
+        self._prompt_s = 0.0
         self._last: EngineStats | None = None
         self._last_time_s = 0.0
 
@@ -46,7 +52,11 @@ class RateMeter:
         prompt = grown - drawn - (stats.num_cached_tokens - last.num_cached_tokens)
         if prompt >= _MIN_PREFILL_TOKENS:
             decode_s = self._step_s.mean * steps if drawn else 0.0
-            self._prefill.add(prompt / max(elapsed_s - decode_s, elapsed_s / 4))
+            prompt_s = max(elapsed_s - decode_s, elapsed_s / 4)
+            self._prefill.add(prompt / prompt_s)
+            kept = math.exp(-prompt / _CAPACITY_TOKENS)
+            self._prompt_tokens = self._prompt_tokens * kept + prompt
+            self._prompt_s = self._prompt_s * kept + prompt_s
         elif drawn and stats.num_running == last.num_running and prompt <= 0:
             self._observe_decode(drawn / steps, elapsed_s / steps)
 
@@ -54,6 +64,16 @@ class RateMeter:
     def prefill_tokens_per_s(self) -> float:
         """Prompt tokens a second; 0 until known."""
         return self._prefill.mean
+
+    def prompt_capacity(self, step_tokens: int) -> float:
+        """Prompt tokens a second of steps that are full of them, decoding beside them; 0 until known.
+
+        Unlike `prefill_tokens_per_s`, where each step counts the same, tokens do here: a prompt's short last chunk says
+        little of what a replica can bear.
+        """
+        if not self._prompt_tokens:
+            return 0.0
+        return step_tokens / (self._step_s.mean + step_tokens * self._prompt_s / self._prompt_tokens)
 
     @property
     def decode_step_s(self) -> float:

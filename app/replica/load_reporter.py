@@ -38,6 +38,11 @@ class LoadReporter:
         self._reported: EngineStats | None = None
         self._reported_at_s = -math.inf
 
+    @property
+    def meter(self) -> RateMeter:
+        """What the replica has measured of itself."""
+        return self._meter
+
     def subscribed(self, ingress_id: str) -> None:
         """An ingress has come, and is told at once."""
         self._admissions[ingress_id] = []

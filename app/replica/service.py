@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from app.autoscaling.report import ReplicaReport
 from app.replica.block_log import BlockLog
 from app.replica.counters import CounterReporter
+from app.replica.demand import Demand
 from app.replica.load_reporter import LoadReporter
 from app.replica.stream_server import StreamServer
+from app.transport.demand_messages import DemandShare
 from app.transport.messages import Draining, StepMessage, encode_draining
 from engine.errors import EngineDeadError
 from engine.memory import BlockChanges
@@ -118,6 +121,7 @@ class ReplicaService:
         self._blocks = BlockLog()
         self._load = LoadReporter(engine.stats, server, self._blocks)
         self._counters = CounterReporter(engine.accounts, server)
+        self._demand = Demand()
         self._streams: dict[str, _Stream] = {}
         self._aborts: dict[str, dict[int, None]] = {}
         self._dead: EngineDeadError | None = None
@@ -143,6 +147,25 @@ class ReplicaService:
     def check_health(self) -> None:
         """Raise EngineDeadError if the engine has failed, or has work and completes no step."""
         self._engine.check_health()
+
+    def scaling_report(self, max_num_seqs: int, step_tokens: int) -> ReplicaReport:
+        """What the replica tells autoscaling; the arguments are bounds of its engine. Any thread."""
+        stats, demand = self._engine.stats(), self._demand.totals
+        return ReplicaReport(
+            offered_requests=demand.requests,
+            offered_prompt_tokens=demand.prompt_tokens,
+            offered_output_tokens=demand.output_tokens,
+            queued_s=demand.queued_s,
+            demand_shares=demand.shares,
+            num_ingresses=demand.num_ingresses,
+            num_waiting=stats.num_waiting,
+            num_waiting_tokens=stats.num_waiting_tokens,
+            num_running=stats.num_running,
+            num_output_tokens=stats.num_output_tokens,
+            kv_use=1.0 - stats.num_free_blocks / stats.num_blocks,
+            prompt_tokens_per_s=self._load.meter.prompt_capacity(step_tokens),
+            max_num_seqs=max_num_seqs,
+        )
 
     async def generate(
         self, request: EngineRequest, *, ingress_id: str, attempt: int, waited_s: float = 0.0
@@ -216,6 +239,7 @@ class ReplicaService:
     def unsubscribed(self, ingress_id: str) -> None:
         del self._aborts[ingress_id]
         self._load.unsubscribed(ingress_id)
+        self._demand.gone(ingress_id)
         for stream in list(self._streams.values()):
             if stream.ingress_id == ingress_id:
                 stream.aborted = True
@@ -239,6 +263,9 @@ class ReplicaService:
 
     def synced(self, ingress_id: str, number: int) -> None:
         self._server.send(ingress_id, self._blocks.since(number))
+
+    def demanded(self, ingress_id: str, share: DemandShare) -> None:
+        self._demand.told(ingress_id, share)
 
     def _publish_blocks(self, changes: BlockChanges) -> None:
         frame = self._blocks.add(changes)

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from app.transport.block_messages import decode_sync
 from app.transport.connection import FrameConnection, Limits
+from app.transport.demand_messages import DemandShare, decode_demand
 from app.transport.errors import FrameError, TransportError
 from app.transport.frames import Frame
 from app.transport.handshake import ServerHandshake
@@ -40,6 +41,10 @@ class StreamListener(Protocol):
 
     def synced(self, ingress_id: str, number: int) -> None:
         """An ingress knows the prefix cache up to this change, and wants those that came after."""
+        ...
+
+    def demanded(self, ingress_id: str, share: DemandShare) -> None:
+        """This replica's share of what an ingress was asked for since it last told."""
         ...
 
 
@@ -146,6 +151,8 @@ class StreamServer:
             self._listener.stopped(self._subscriber(connection, "STOP"), *decode_stop(frame))
         elif frame.kind == Kind.SYNC:
             self._listener.synced(self._subscriber(connection, "SYNC"), decode_sync(frame))
+        elif frame.kind == Kind.DEMAND:
+            self._listener.demanded(self._subscriber(connection, "DEMAND"), decode_demand(frame))
         # Other kinds are a newer version's, or a PONG, whose arrival was all it had to say.
 
     def _subscriber(self, connection: FrameConnection, kind: str) -> str:

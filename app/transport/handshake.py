@@ -25,8 +25,9 @@ from app.transport.errors import AuthenticationError, EpochError, FrameError, Ha
 from app.transport.frames import Frame, encode_frame
 
 MAGIC = "quire"
+# Version 2 has DEMAND.
 MIN_VERSION = 1
-MAX_VERSION = 1
+MAX_VERSION = 2
 # Until a peer has proved itself it may not make us hold more than this.
 MAX_HANDSHAKE_BYTES = 1024
 

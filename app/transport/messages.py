@@ -10,6 +10,7 @@
                         ABORT      attempts whose reader has gone
                         STOP       one sequence of an attempt has all that its reader wanted; the others go on
                         SYNC       the last BLOCKS that this ingress knows of; the replica sends what came after
+                        DEMAND     this replica's share of what was asked for and waits there: see demand_messages
                         PONG       answer to HEARTBEAT
 
 A request may be submitted more than once (a replica dies, drains or is full). Each submission is an attempt, a number
@@ -46,6 +47,7 @@ class Kind(IntEnum):
     PONG = 34
     SYNC = 35
     STOP = 36
+    DEMAND = 37
 
 
 class StepRow(NamedTuple):

@@ -90,6 +90,17 @@ def test_deployment_settings_reach_serve() -> None:
     assert engine.ray_actor_options["resources"] == {"x": 1}
 
 
+def test_autoscaling_reaches_serve_without_serves_own_delays() -> None:
+    scaling = {"min_replicas": 0, "max_replicas": 5, "idle_to_zero_s": 30, "downscale_delay_s": 7}
+    engine = deployments(built({"models": [model("a", deployment={"autoscaling": scaling})]}))["engine-a"]
+    config = engine._deployment_config.autoscaling_config
+    assert (config.min_replicas, config.initial_replicas, config.max_replicas) == (0, None, 5)
+    assert (config.upscale_delay_s, config.downscale_delay_s, config.downscale_to_zero_delay_s) == (0, 0, 0)
+    assert config.metrics_interval_s < 1, "what replicas export must be there well before they are needed"
+    assert config.policy.policy_function == "app.autoscaling.policy:ReplicaSizingPolicy"
+    assert config.policy.policy_kwargs["downscale_delay_s"] == 7
+
+
 def test_configured_threads_reach_openmp() -> None:
     options = {"runtime_env": {"env_vars": {"A": "1"}}}
     fields = {"engine": {"num_threads": 3}, "deployment": {"ray_actor_options": options}}
@@ -152,7 +163,9 @@ def test_every_config_in_the_repository_builds(path: Path) -> None:
 
 def _num_cpus(deployment: Any) -> float:
     bundles = deployment._replica_config.placement_group_bundles or [{"CPU": deployment.ray_actor_options["num_cpus"]}]
-    return float(deployment.num_replicas * sum(bundle["CPU"] for bundle in bundles))
+    scaling = deployment._deployment_config.autoscaling_config
+    num_replicas = deployment.num_replicas if scaling is None else scaling.max_replicas
+    return float(num_replicas * sum(bundle["CPU"] for bundle in bundles))
 
 
 @pytest.mark.parametrize(("name", "size"), sorted(FOR_GPUS.items()))

@@ -64,6 +64,35 @@ def test_defaults() -> None:
             args(model(engine={"tensor_parallel_size": 2}, deployment={"ray_actor_options": {"num_cpus": 0}})),
             "args.models[0]: deployment.ray_actor_options: a rank must take some resource",
         ),
+        (
+            args(model(deployment={"num_replicas": 2, "autoscaling": {"max_replicas": 4}})),
+            "args.models[0].deployment: num_replicas and autoscaling contradict each other",
+        ),
+        (args(model(deployment={"autoscaling": {}})), "args.models[0].deployment.autoscaling.max_replicas: Field"),
+        (
+            args(model(deployment={"autoscaling": {"min_replicas": 5, "max_replicas": 4}})),
+            "args.models[0].deployment.autoscaling: min_replicas=5 is above max_replicas=4",
+        ),
+        (
+            args(model(deployment={"autoscaling": {"max_replicas": 4, "initial_replicas": 5}})),
+            "deployment.autoscaling: initial_replicas=5 is outside min_replicas=1 to max_replicas=4",
+        ),
+        (
+            args(model(deployment={"autoscaling": {"min_replicas": 0, "max_replicas": 4}})),
+            "deployment.autoscaling: min_replicas=0 needs idle_to_zero_s",
+        ),
+        (
+            args(model(deployment={"autoscaling": {"max_replicas": 4, "idle_to_zero_s": 60}})),
+            "deployment.autoscaling: idle_to_zero_s=60 needs min_replicas=0, not 1",
+        ),
+        (
+            args(model(deployment={"autoscaling": {"max_replicas": 4, "target_utilization": 1}})),
+            "deployment.autoscaling.target_utilization",
+        ),
+        (
+            args(model(deployment={"autoscaling": {"max_replicas": 4, "target_ongoing_requests": 1}})),
+            "deployment.autoscaling.target_ongoing_requests: unknown key",
+        ),
         (args(ingress={"api_keys": [" x"]}), "args.ingress.api_keys: keys must not"),
         (args(ingress={"max_body_bytes": 0}), "args.ingress.max_body_bytes"),
         (args(ingress={"proxy": "nginx"}), "args.ingress.proxy: Input should be 'serve' or 'haproxy'"),

@@ -86,6 +86,16 @@ def test_a_replica_that_comes_free_sooner_than_foretold_is_noticed() -> None:
     assert not holding.has_room_for(booking(99, 1.0), 0.0)
 
 
+def test_seconds_of_prompt_that_are_held() -> None:
+    holding = Holding(fleet_of(1))
+    one, other = booking(1, 0.5), booking(2, 2.0)
+    holding.add(one, 0)
+    holding.add(other, 0)
+    assert holding.prefill_s == 2.5
+    holding.remove(other)
+    assert holding.prefill_s == 0.5
+
+
 def test_nobody_is_held_for_ever() -> None:
     fleet = fleet_of(1)
     fleet.set_free_at(0, 1000.0)

@@ -61,6 +61,19 @@ def test_the_prefill_rate_leaves_the_decodes_beside_it_out() -> None:
     assert run.meter.prefill_tokens_per_s == pytest.approx(1000.0, rel=0.05)
 
 
+def test_capacity_is_that_of_steps_full_of_prompts_and_counts_tokens_not_steps() -> None:
+    run = Run(base_s=0.02, sequence_s=0.001, rate=1000.0)
+    assert run.meter.prompt_capacity(500) == 0.0
+    for _ in range(5):
+        run.step(4)
+    for _ in range(20):
+        run.step(4, prompt=500)
+        # Short last chunks, which a step's fixed time makes slow.
+        run.step(4, prompt=16)
+    # 0.024 s of decoding and 0.5 s of prompt.
+    assert run.meter.prompt_capacity(500) == pytest.approx(500 / 0.524, rel=0.05)
+
+
 def test_idle_time_is_not_measured() -> None:
     run = Run(base_s=0.02, sequence_s=0.001, rate=1000.0)
     for _ in range(5):

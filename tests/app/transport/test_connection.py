@@ -13,6 +13,7 @@ import pytest
 
 from app.replica.stream_server import StreamServer
 from app.transport.connection import Limits
+from app.transport.demand_messages import DemandShare, encode_demand
 from app.transport.errors import AuthenticationError, FrameError, SilenceError, SlowReaderError
 from app.transport.frames import Frame, FrameDecoder, encode_frame
 from app.transport.handshake import ClientHandshake
@@ -40,6 +41,9 @@ class Ingresses:
 
     def stopped(self, ingress_id: str, attempt: int, index: int) -> None:
         self.events.append(("stopped", ingress_id, attempt, index))
+
+    def demanded(self, ingress_id: str, share: DemandShare) -> None:
+        self.events.append(("demanded", ingress_id, share))
 
     def synced(self, ingress_id: str, number: int) -> None:
         self.events.append(("synced", ingress_id, number))
@@ -97,8 +101,10 @@ async def test_frames_go_both_ways_and_unknown_kinds_are_ignored(served: Served)
     replica = Replica()
     link = ReplicaLink(served.endpoint, "ingress", SECRET, replica, LIMITS)
     await until(lambda: ("subscribed", "ingress") in served.ingresses.events)
-    link.send(encode_frame(250, "from the future") + encode_abort([1, 2]))
+    share = DemandShare(0.5, 1.0, 20.0, 3.0, 0.25)
+    link.send(encode_frame(250, "from the future") + encode_demand(share) + encode_abort([1, 2]))
     await until(lambda: ("aborted", "ingress", 1, 2) in served.ingresses.events)
+    assert ("demanded", "ingress", share) in served.ingresses.events
     data = encode_frame(Kind.LOAD, {}) + encode_frame(251)
     served.server.call_soon(served.server.send, "ingress", data)
     await until(lambda: {Kind.LOAD, 251} <= {frame.kind for frame in replica.frames})

@@ -1,0 +1,96 @@
+"""What an ingress is asked for of one model, told to its replicas in equal shares; autoscaling adds them up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from app.transport.demand_messages import DemandShare, encode_demand
+from engine.request import EngineRequest
+
+# Serve collects what replicas export about twice a second.
+INTERVAL_S = 0.25
+# Weight of one more request in the moving averages.
+_WEIGHT = 0.02
+
+
+class DemandLinks(Protocol):
+    """The part of ReplicaLinks that demand needs."""
+
+    @property
+    def demand_takers(self) -> Sequence[str]:
+        """Ids of the replicas that can take a request, and know the message."""
+        ...
+
+    def send(self, replica_id: str, data: bytes) -> None:
+        """Send frames to a replica."""
+        ...
+
+
+class Demand:
+    """Counts requests as they arrive, whatever becomes of them. All on one event loop.
+
+    What a request will cost is not known at its arrival: of its prompt the share is taken that was not cached lately,
+    and as many output tokens as requests have lately had, if its `max_tokens` allows.
+
+    Args:
+        expected_output_tokens: until requests have ended.
+        queued_s: seconds of one replica's work that wait here now.
+    """
+
+    def __init__(self, links: DemandLinks, queued_s: Callable[[], float], expected_output_tokens: int) -> None:
+        self._links = links
+        self._queued_s = queued_s
+        self._output_tokens_each = float(expected_output_tokens)
+        self._uncached = 1.0
+        self._requests = self._prompt_tokens = self._output_tokens = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Tell from now on; on the running loop, once."""
+        self._tell()
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self.start)
+
+    def close(self) -> None:
+        """Tell no more. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def arrived(self, request: EngineRequest) -> None:
+        """A request has come."""
+        params = request.sampling_params
+        expected = self._output_tokens_each
+        if params.max_tokens is not None:
+            expected = min(expected, params.max_tokens)
+        self._requests += 1.0
+        self._prompt_tokens += len(request.prompt_token_ids) * self._uncached
+        self._output_tokens += expected * params.n
+
+    def computed(self, prompt_tokens: int, cached_tokens: int) -> None:
+        """A prompt has been computed, but for what was cached."""
+        if prompt_tokens:
+            self._uncached += (1.0 - cached_tokens / prompt_tokens - self._uncached) * _WEIGHT
+
+    def ended(self, output_tokens: int, num_sequences: int) -> None:
+        """A request has had its last token."""
+        self._output_tokens_each += (output_tokens / num_sequences - self._output_tokens_each) * _WEIGHT
+
+    def _tell(self) -> None:
+        takers = self._links.demand_takers
+        if not takers:
+            # Kept for the first that comes up.
+            return
+        share = 1.0 / len(takers)
+        frame = encode_demand(
+            DemandShare(
+                share,
+                self._requests * share,
+                self._prompt_tokens * share,
+                self._output_tokens * share,
+                self._queued_s() * share,
+            )
+        )
+        self._requests = self._prompt_tokens = self._output_tokens = 0.0
+        for replica_id in takers:
+            self._links.send(replica_id, frame)

@@ -1,0 +1,97 @@
+"""The policy as Serve's controller has it: pickled by value, called with Serve's context, answers with a number."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+
+with warnings.catch_warnings():
+    # Ray's modules warn of their own use of pydantic when they are imported.
+    warnings.simplefilter("ignore")
+    from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
+    from ray.serve.config import AutoscalingContext
+
+    from app.autoscaling.policy import ReplicaSizingPolicy, observation
+    from app.autoscaling.serve_options import autoscaling_config
+    from app.config import ScalingArgs
+
+from app.autoscaling.report import ReplicaReport
+
+DEPLOYMENT = DeploymentID("engine-m", "app")
+ARGS = ScalingArgs(min_replicas=0, max_replicas=4, idle_to_zero_s=30.0, downscale_delay_s=5.0)
+
+
+def context(now_s: float, target: int, *reports: ReplicaReport, requests: float = 0.0) -> AutoscalingContext:
+    ids = [ReplicaID(f"r{number}", DEPLOYMENT) for number in range(len(reports))]
+    raw = {
+        name: {
+            replica_id: [TimeStampedValue(now_s - 1.0, -1.0), TimeStampedValue(now_s, report._asdict()[name])]
+            for replica_id, report in zip(ids, reports, strict=True)
+        }
+        for name in ReplicaReport._fields
+    }
+    return AutoscalingContext(
+        deployment_id=DEPLOYMENT,
+        deployment_name="engine-m",
+        app_name="app",
+        current_num_replicas=len(reports),
+        target_num_replicas=target,
+        running_replicas=ids,
+        total_num_requests=requests,
+        total_queued_requests=0.0,
+        aggregated_metrics={},
+        raw_metrics=raw,
+        capacity_adjusted_min_replicas=0,
+        capacity_adjusted_max_replicas=4,
+        policy_state={},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=now_s,
+        config=None,
+    )
+
+
+def report(requests: float, waiting_tokens: float = 0.0) -> ReplicaReport:
+    return ReplicaReport(
+        requests, requests * 500, num_waiting_tokens=waiting_tokens, prompt_tokens_per_s=10_000.0, max_num_seqs=64
+    )
+
+
+def policy_as_serve_has_it() -> ReplicaSizingPolicy:
+    config = autoscaling_config(ARGS).policy
+    made = config.get_policy()(**config.policy_kwargs)
+    assert isinstance(made, ReplicaSizingPolicy)
+    return made
+
+
+def test_the_latest_exports_of_each_replica_are_seen() -> None:
+    seen = observation(context(7.0, 3, report(1.0), report(2.0, 30.0), requests=1.5))
+    assert seen.reports == {"r0": report(1.0), "r1": report(2.0, 30.0)}
+    assert (seen.now_s, seen.target, seen.num_running, seen.open_requests) == (7.0, 3, 2, 1.5)
+
+
+def test_serve_gets_a_number_and_the_log_one_line_a_decision(caplog: pytest.LogCaptureFixture) -> None:
+    policy = policy_as_serve_has_it()
+    # Serve's logger does not propagate once Serve has set it up.
+    logging.getLogger("ray.serve").addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.INFO, "ray.serve"):
+            for tick in range(20):
+                assert policy(context(100.0 + tick / 10, 1, report(tick))) == (1, {})
+            for tick in range(20, 24):
+                number, _ = policy(context(100.0 + tick / 10, 1, report(tick, 1e6)))
+    finally:
+        logging.getLogger("ray.serve").removeHandler(caplog.handler)
+    assert number == 4
+    lines = [record.getMessage() for record in caplog.records if "Scaling" in record.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("Scaling engine-m of app up, 1 -> 4 replicas, for queue: prompts ask for")
+
+
+def test_an_idle_model_is_let_go_and_its_first_replica_is_left_to_serve() -> None:
+    policy = policy_as_serve_has_it()
+    numbers = [policy(context(100.0 + second, 1, report(3.0)))[0] for second in range(40)]
+    assert (numbers[0], numbers[29], numbers[-1]) == (1, 1, 0)
+    assert policy(context(150.0, 0))[0] == 0
