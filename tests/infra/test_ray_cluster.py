@@ -91,6 +91,12 @@ def test_a_mistake_is_caught(mistake: str) -> None:
     assert any(problem in each for each in found), found
 
 
+def test_idle_nodes_go_as_soon_as_on_kubernetes() -> None:
+    service = yaml.safe_load((ROOT / "infra" / "kubernetes" / "base" / "ray_service.yaml").read_text())
+    seconds = service["spec"]["rayClusterConfig"]["autoscalerOptions"]["idleTimeoutSeconds"]
+    assert seconds == 60 * cluster()["idle_timeout_minutes"]
+
+
 def test_options_of_ray_start_are_ones_that_it_has() -> None:
     import ray.scripts.scripts as scripts
 
