@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.adapters import AdapterManager, AdapterStats, read_adapter
 from engine.config import CacheConfig, EngineConfig, check_adapter_name
@@ -25,11 +26,22 @@ from engine.request_group import make_group
 from engine.scheduling import SCHEDULERS, BeamCandidates, SampledToken, SchedulerOutput
 from engine.sequence import Sequence, SequenceGroup
 from engine.shared_prefix import pin_prefix, prefix_tokens
+from engine.timeline import RequestTimeline
 from engine.validation import RequestValidator, resolve_max_model_len
 
 if TYPE_CHECKING:
     from engine.control import WorkerLauncher
     from engine.tokenization import Tokenizer
+
+
+class _TimedChunk(NamedTuple):
+    """What a step on the device computes for a request that keeps a timeline and does not decode yet."""
+
+    output: SchedulerOutput
+    timeline: RequestTimeline
+    began: float
+    num_tokens: int
+    draws: bool
 
 
 class LLMEngine:
@@ -84,6 +96,7 @@ class LLMEngine:
         self._block_events: BlockEvents | None = None
         self._groups: dict[str, SequenceGroup] = {}
         self._seqs: dict[int, tuple[SequenceGroup, Sequence]] = {}
+        self._timed_chunks: deque[_TimedChunk] = deque()
         self._request_count = itertools.count()
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -235,7 +248,7 @@ class LLMEngine:
         if self._pipeline is not None:
             return self._step_ahead(self._pipeline)
         due = self._clock()
-        output = self._scheduler.schedule()
+        output = self._schedule()
         if output.is_empty:
             return []
         began = self._clock()
@@ -250,7 +263,7 @@ class LLMEngine:
         """Wait for the batch that runs, having prepared the next one."""
         due = self._clock()
         while len(pipeline) < Pipeline.DEPTH:
-            output = self._scheduler.schedule()
+            output = self._schedule()
             if output.is_empty:
                 break
             began = self._clock()
@@ -270,6 +283,13 @@ class LLMEngine:
                 self._scheduler.cache_blocks(*self._seqs[item.seq_id])
         return self._process_timed(step, ended)
 
+    def _schedule(self) -> SchedulerOutput:
+        output = self._scheduler.schedule()
+        for group in self._scheduler.preempted:
+            if group.timeline is not None:
+                group.timeline.preempted(self._clock(), swapped=group.is_swapped)
+        return output
+
     def _groups_of(self, output: SchedulerOutput) -> tuple[SequenceGroup, ...]:
         groups = {id(group): group for group, _ in (self._seqs[item.seq_id] for item in output.scheduled)}
         return tuple(groups.values())
@@ -279,6 +299,10 @@ class LLMEngine:
             group, seq = self._seqs[item.seq_id]
             if group.started_at is None:
                 group.started_at = began
+            timeline = group.timeline
+            if timeline is not None and not timeline.is_decoding:
+                timeline.started(began)
+                self._timed_chunks.append(_TimedChunk(output, timeline, began, len(item.token_ids), bool(item.samples)))
             self._scheduler.advance(group, seq, len(item.token_ids))
 
     def _expect_tokens(self, output: SchedulerOutput) -> None:
@@ -352,6 +376,9 @@ class LLMEngine:
         self._kv_cache.reset_prefix_cache()
 
     def _process_timed(self, step: CollectedStep, ended: float) -> list[SequenceOutput]:
+        while self._timed_chunks and self._timed_chunks[0].output is step.output:
+            chunk = self._timed_chunks.popleft()
+            chunk.timeline.computed(chunk.began, ended, chunk.num_tokens, draws=chunk.draws)
         outputs = self._process(step)
         self._process_s += self._clock() - ended
         return outputs
@@ -437,6 +464,8 @@ class LLMEngine:
 
     def _remove(self, group: SequenceGroup) -> None:
         self._scheduler.remove(group)
+        if group.timeline is not None:
+            group.timeline.end(self._clock())
         del self._groups[group.request_id]
 
     def _next_seed(self) -> int:

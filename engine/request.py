@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from engine.errors import RequestError
 from engine.sampling_params import SamplingParams
+from engine.timeline import RequestTimeline
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class EngineRequest:
         adapter: the name of the LoRA adapter that it is for; "" is the base. Seeds the prefix-cache hashes too.
         resumed: one entry a sequence for a request that ran elsewhere before (replica failure, drain); else empty.
         arrival_time: seconds of `time.monotonic()`; orders first come, first served.
+        timeline: written by the engine as the request goes along, if given.
     """
 
     request_id: str
@@ -39,6 +41,7 @@ class EngineRequest:
     adapter: str = ""
     resumed: tuple[ResumedSequence, ...] = ()
     arrival_time: float = field(default_factory=time.monotonic)
+    timeline: RequestTimeline | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.request_id:

@@ -21,6 +21,7 @@ def make_group(request: EngineRequest, seed: int, root_hash: bytes) -> SequenceG
         root_hash,
         request.arrival_time,
         request.adapter,
+        request.timeline,
     )
     if group.is_finished:
         raise RequestError("every resumed sequence is finished", param="resumed")

@@ -13,6 +13,7 @@ from engine.decoding.beam_search import BeamSearch
 from engine.int32_buffer import Int32Array, Int32Buffer
 from engine.outputs import FinishReason, TokenLogprobs
 from engine.sampling_params import SamplingParams
+from engine.timeline import RequestTimeline
 
 # Stands in `Sequence.token_ids` for a token that the device is drawing, or has drawn and not yet told.
 PLACEHOLDER = -1
@@ -166,6 +167,7 @@ class SequenceGroup:
         num_steps_in_flight: steps handed to the device and not yet collected that this group takes part in.
         preempted_blocks: of its last preemption, where the preemption policy wants to know.
         beam_search: its state, or None for sampling.
+        timeline: to be kept, for requests that ask.
     """
 
     __slots__ = (
@@ -187,6 +189,7 @@ class SequenceGroup:
         "seed",
         "seqs",
         "started_at",
+        "timeline",
     )
 
     def __init__(
@@ -198,6 +201,7 @@ class SequenceGroup:
         root_hash: bytes,
         arrival_time: float,
         adapter: str = "",
+        timeline: RequestTimeline | None = None,
     ) -> None:
         assert seqs
         self.request_id = request_id
@@ -212,6 +216,7 @@ class SequenceGroup:
         self.num_cached_tokens = -1
         self.num_prefix_blocks = 0
         self.started_at: float | None = None
+        self.timeline = timeline
         self.num_preemptions = 0
         self.num_steps_in_flight = 0
         self.preempted_blocks: PreemptedBlocks | None = None

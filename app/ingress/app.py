@@ -16,7 +16,9 @@ from app.ingress.errors import UnforeseenErrors, handle_error
 from app.ingress.models import ModelRegistry
 from app.ingress.routes import Routes
 from app.ingress.settings import HttpSettings
+from app.ingress.trace_middleware import TraceMiddleware
 from app.telemetry.application import ApplicationMetrics
+from app.telemetry.tracing import Tracing
 from engine.errors import QuireError
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -28,13 +30,17 @@ def build_asgi_app(
     settings: HttpSettings | None = None,
     api_keys: ApiKeys | None = None,
     metrics: ApplicationMetrics | None = None,
+    tracing: Tracing | None = None,
 ) -> Starlette:
-    """The OpenAI-compatible application over the models of `registry`; alone in its application without `metrics`."""
+    """The OpenAI-compatible application over the models of `registry`; alone in its application without `metrics`,
+    and not traced without `tracing`."""
     settings = settings or HttpSettings()
     metrics = metrics or ApplicationMetrics(uuid.uuid4().hex, lambda: registry)
     middleware = [Middleware(UnforeseenErrors)]
     if settings.echo_request_id:
         middleware.insert(0, Middleware(RequestIdMiddleware))
+    if tracing is not None:
+        middleware.insert(0, Middleware(TraceMiddleware, tracing))
     # Starlette types handlers by the widest exception.
     handlers = {QuireError: handle_error, HTTPException: handle_error}
     app = Starlette(

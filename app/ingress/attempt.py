@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from app.ingress.request_journal import RequestJournal
+from app.telemetry.request_trace import AttemptTrace
 
 
 class ClientOptions(NamedTuple):
@@ -33,7 +34,7 @@ class ClientOptions(NamedTuple):
 @dataclass(slots=True)
 class Attempt:
     """One submission. `num_received` is compared with the final record's count; `waited_s` is the request's age when
-    its call went out."""
+    its call went out; `trace` is set if the request is sampled."""
 
     number: int
     journal: RequestJournal
@@ -45,3 +46,4 @@ class Attempt:
     num_received: int = 0
     prompt_computed: bool = False
     waited_s: float = 0.0
+    trace: AttemptTrace | None = None

@@ -83,7 +83,15 @@ class Attempts:
         """The request's reader has gone."""
         attempt = self._attempts.get(journal.attempt)
         if attempt is not None:
+            if attempt.trace is not None:
+                attempt.trace.left()
             self._give_up(attempt)
+
+    def placed(self, number: int, replica_id: str | None, *, refused: bool) -> None:
+        """The request router has asked, on a thread of its own, where an attempt goes."""
+        attempt = self._attempts.get(number)
+        if attempt is not None and attempt.trace is not None:
+            attempt.trace.placed(replica_id, refused=refused)
 
     def stop(self, journal: RequestJournal, index: int) -> None:
         """The reader needs no more of one sequence: its replica ends it, and so would any other."""
@@ -143,8 +151,13 @@ class Attempts:
         # Registered before the call: its first token may be here before the call knows that it was accepted.
         journal.attempt = attempt.number
         journal.num_attempts += 1
+        if journal.trace is not None:
+            attempt.trace = journal.trace.attempt(request.request_id, journal.num_attempts)
         self._attempts[attempt.number] = attempt
         placement = self._balancer.book(attempt.number, self._cost(request), excluded)
+        outcome = "held" if placement.held else "unplaced" if placement.replica_id is None else "placed"
+        if attempt.trace is not None:
+            attempt.trace.decided(outcome, self._balancer.receipt(attempt.number))
         if placement.held:
             self.counts.held += 1
             self._held.watch()
@@ -175,6 +188,8 @@ class Attempts:
         """What was held back has a replica now."""
         attempt = self._attempts.get(number)
         if attempt is not None:
+            if attempt.trace is not None:
+                attempt.trace.decided("placed", self._balancer.receipt(number))
             self._start_call(attempt, attempt.journal.resumed_request())
 
     def _start_call(self, attempt: Attempt, request: EngineRequest) -> None:
@@ -186,9 +201,13 @@ class Attempts:
         """The Serve call of an attempt, from its start to its reply or failure."""
         attempt.waited_s = time.monotonic() - attempt.journal.began_s
         timeout = self._later(self._options.placement_timeout_s, self._check_placed, attempt)
+        traced = {}
+        if attempt.trace is not None:
+            attempt.trace.called()
+            traced["trace"] = attempt.trace.carrier
         try:
             attempt.response = self._generate.remote(
-                request, ingress_id=self._client_id, attempt=attempt.number, waited_s=attempt.waited_s
+                request, ingress_id=self._client_id, attempt=attempt.number, waited_s=attempt.waited_s, **traced
             )
             await attempt.response
         except asyncio.CancelledError:
@@ -257,6 +276,8 @@ class Attempts:
     def _began(self, attempt: Attempt, row: StepRow) -> None:
         """The first tokens: the prompt has been computed."""
         attempt.prompt_computed = True
+        if attempt.trace is not None:
+            attempt.trace.began(row.output.num_cached_tokens)
         self._balancer.computed(attempt.number)
         route = self._balancer.receipt(attempt.number)
         if attempt.journal.num_attempts == 1:
@@ -302,6 +323,8 @@ class Attempts:
 
     def _resubmit(self, attempt: Attempt, reason: str, num_failures: int, excluded: frozenset[str]) -> None:
         journal = attempt.journal
+        if attempt.trace is not None:
+            attempt.trace.failed(reason)
         self._give_up(attempt)
         if journal.sequences_finished:
             journal.finish()
@@ -313,6 +336,8 @@ class Attempts:
         self._submit(journal, attempt.context, num_failures, excluded)
 
     def _end_with(self, attempt: Attempt, error: QuireError) -> None:
+        if attempt.trace is not None:
+            attempt.trace.failed(str(error))
         self._give_up(attempt)
         attempt.journal.fail(error)
 
@@ -334,3 +359,5 @@ class Attempts:
     def _forget(self, attempt: Attempt) -> None:
         self._attempts.pop(attempt.number, None)
         self._balancer.release(attempt.number)
+        if attempt.trace is not None:
+            attempt.trace.end()

@@ -33,6 +33,7 @@ from app.ingress.proxy_check import check_proxy, controller_has_haproxy, replica
 from app.ingress.replica_client import ReplicaSetClient
 from app.ingress.settings import HttpSettings
 from app.telemetry.application import ApplicationMetrics, IngressSamples
+from app.telemetry.tracing import tracing_from_environment
 
 logger = logging.getLogger("ray.serve")
 
@@ -64,6 +65,7 @@ class Ingress:
             context.deployment, context.app_name, _check_exists=False, _record_telemetry=False
         )
         self._metrics = ApplicationMetrics(context.replica_id.unique_id, lambda: self._registry, self._gather)
+        self._tracing = tracing_from_environment("ingress", context.replica_id.unique_id)
         self._connecting: asyncio.Task[None] | None = None
         self._greeted = False
 
@@ -76,7 +78,7 @@ class Ingress:
             echo_request_id=False,
             keep_alive_s=self._settings.keep_alive_s,
         )
-        return build_asgi_app(self._registry, http, self._api_keys, self._metrics)
+        return build_asgi_app(self._registry, http, self._api_keys, self._metrics, self._tracing)
 
     async def own_samples(self) -> IngressSamples:
         """What this replica has counted itself, for whichever ingress is asked for `/metrics`."""
@@ -100,6 +102,12 @@ class Ingress:
         if self._connecting is not None:
             self._connecting.cancel()
         self._connecting = asyncio.create_task(self._connect_models())
+
+    def __del__(self) -> None:
+        # Serve calls this at the end of a graceful shutdown; a constructor that failed has nothing to close.
+        tracing = getattr(self, "_tracing", None)
+        if tracing is not None:
+            tracing.close()
 
     async def _connect_models(self) -> None:
         """Connect to each model before a request asks for it. The first time, greet in the console of `serve run`."""

@@ -10,7 +10,9 @@ from typing import NamedTuple
 from app.ingress.merge import merge
 from app.ingress.models import ServedModel
 from app.ingress.receipt import FIELD, Receipt
+from app.telemetry import spans
 from app.telemetry.ingress_metrics import RequestRecord
+from app.telemetry.request_trace import DetokenizeTrace, RequestTrace, current_trace, request_attributes
 from engine.decoding.stop_checker import StopChecker
 from engine.errors import EngineDeadError
 from engine.outputs import SequenceOutput, TokenLogprobs
@@ -60,6 +62,7 @@ class ChoiceText:
         self._sent_length = 0
         self.num_tokens = 0
         self.finished = False
+        self.finish_reason = ""
 
     def push(self, output: SequenceOutput) -> bool:
         """Take a step's tokens. Those after a stop string do not count: they are no part of the completion.
@@ -122,6 +125,7 @@ class ChoiceText:
 
     def _finish(self, reason: str, stop_reason: int | str | None) -> None:
         self.finished = True
+        self.finish_reason = reason
         self._delta.finish_reason = reason
         self._delta.stop_reason = stop_reason
 
@@ -170,6 +174,17 @@ class Generation:
         self._record = record
         record.generates(self.model.id, self.usage, self.num_choices)
 
+    def trace_in(self, trace: RequestTrace, *, stream: bool) -> None:
+        """Have a sampled request's trace say what is generated; before `deltas`."""
+        request = self.requests[0]
+        trace.generates(self.usage, request_attributes(request.sampling_params))
+        trace.attributes |= {
+            spans.REQUEST_MODEL: self.name,
+            spans.REQUEST_STREAM: stream,
+            spans.RESPONSE_MODEL: self.model.id,
+            spans.RESPONSE_ID: request.request_id,
+        }
+
     def keep_receipts(self) -> None:
         """Have `receipts` say where each engine request goes; before `deltas`."""
         self.receipts = [Receipt(request.request_id) for request in self.requests]
@@ -205,29 +220,52 @@ class Generation:
             for index in range(params.n)
         ]
         cached, begun = 0, False
-        # Closed at once when the last choice hits a stop string: the engine need not run to its token limit.
-        async with aclosing(self.model.client.generate(request, receipt)) as stream:
-            async for outputs in stream:
-                if not begun:
-                    begun = True
-                    if self._record is not None:
-                        self._record.first_tokens(outputs[0].waited_s)
-                before = sum(text.num_tokens for text in texts)
-                for output in outputs:
-                    text = texts[output.index]
-                    if text.push(output) and len(texts) > 1:
-                        # It has run into a stop string, of which the engine knows nothing; the others go on.
-                        self.model.client.stop(request.request_id, output.index)
-                    if output.num_cached_tokens > cached:
-                        self.usage.cached_tokens += output.num_cached_tokens - cached
-                        cached = output.num_cached_tokens
-                self.usage.completion_tokens += sum(text.num_tokens for text in texts) - before
-                deltas = [delta for text in texts if (delta := text.take()) is not None]
-                ended = all(text.finished for text in texts)
-                if ended and self._record is not None:
-                    self._record.last_tokens()
-                if deltas:
-                    yield deltas
-                if ended:
-                    return
+        trace = current_trace()
+        detokenizing: DetokenizeTrace | None = None
+        try:
+            # Closed at once when the last choice hits a stop string: the engine need not run to its token limit.
+            async with aclosing(self.model.client.generate(request, receipt)) as stream:
+                async for outputs in stream:
+                    if not begun:
+                        begun = True
+                        if self._record is not None:
+                            self._record.first_tokens(outputs[0].waited_s)
+                        if trace is not None:
+                            trace.first_tokens()
+                            detokenizing = DetokenizeTrace(trace)
+                    if detokenizing is None:
+                        cached = self._push(request, texts, outputs, cached)
+                    else:
+                        with detokenizing:
+                            cached = self._push(request, texts, outputs, cached)
+                    deltas = [delta for text in texts if (delta := text.take()) is not None]
+                    ended = all(text.finished for text in texts)
+                    if ended:
+                        if self._record is not None:
+                            self._record.last_tokens()
+                        if trace is not None:
+                            trace.answered(request.request_id, first_choice, [text.finish_reason for text in texts])
+                    if deltas:
+                        yield deltas
+                    if ended:
+                        return
+        finally:
+            if detokenizing is not None:
+                detokenizing.end()
         raise EngineDeadError("the engine's stream ended before the request was finished")
+
+    def _push(
+        self, request: EngineRequest, texts: list[ChoiceText], outputs: list[SequenceOutput], num_cached_tokens: int
+    ) -> int:
+        """Turn tokens into text, and count them; returns how many prompt tokens are known to have been cached."""
+        before = sum(text.num_tokens for text in texts)
+        for output in outputs:
+            text = texts[output.index]
+            if text.push(output) and len(texts) > 1:
+                # It has run into a stop string, of which the engine knows nothing; the others go on.
+                self.model.client.stop(request.request_id, output.index)
+            if output.num_cached_tokens > num_cached_tokens:
+                self.usage.cached_tokens += output.num_cached_tokens - num_cached_tokens
+                num_cached_tokens = output.num_cached_tokens
+        self.usage.completion_tokens += sum(text.num_tokens for text in texts) - before
+        return num_cached_tokens

@@ -24,6 +24,7 @@ from app.ingress.receipt import Receipt
 from app.ingress.replica_links import Connector, ReplicaLinks, default_connector
 from app.ingress.request_journal import RequestJournal
 from app.telemetry.model_samples import ModelTelemetry
+from app.telemetry.request_trace import current_trace
 from app.transport.messages import StepRow
 from engine.errors import EngineDeadError
 from engine.outputs import SequenceOutput
@@ -78,7 +79,7 @@ class ReplicaSetClient:
         """As ModelClient.generate."""
         await self._start()
         self._demand.arrived(request)
-        journal = RequestJournal(request, self._options.max_unread_tokens, receipt)
+        journal = RequestJournal(request, self._options.max_unread_tokens, receipt, current_trace())
         self._journals[request.request_id] = journal
         try:
             self._attempts.submit(journal)
@@ -156,7 +157,9 @@ class ReplicaSetClient:
 
     def place(self, attempt: int, *, refused: bool) -> Placement:
         """Where the router is to send an attempt. Raises BookingGoneError once it was given up."""
-        return self._balancer.place(attempt, refused=refused)
+        placement = self._balancer.place(attempt, refused=refused)
+        self._attempts.placed(attempt, placement.replica_id, refused=refused)
+        return placement
 
     def replicas_changed(self, replicas: tuple[ReplicaInfo, ...]) -> None:
         """Serve's replica list, to be taken over on the client's loop."""

@@ -7,6 +7,7 @@ import dataclasses
 import time
 
 from app.ingress.receipt import Receipt
+from app.telemetry.request_trace import RequestTrace
 from engine.errors import OverloadedError, QuireError
 from engine.outputs import SequenceOutput
 from engine.request import EngineRequest, ResumedSequence
@@ -32,11 +33,15 @@ class RequestJournal:
     Args:
         max_unread: tokens, and entries of their logprobs, that may wait for the reader.
         receipt: to be filled in, if its reader wants one.
+        trace: of the HTTP request that it is for, if that is sampled.
     """
 
-    def __init__(self, request: EngineRequest, max_unread: int, receipt: Receipt | None = None) -> None:
+    def __init__(
+        self, request: EngineRequest, max_unread: int, receipt: Receipt | None = None, trace: RequestTrace | None = None
+    ) -> None:
         self.request = request
         self.receipt = receipt
+        self.trace = trace
         self.finished = False
         self.num_tokens = 0
         # The number of the attempt that feeds it, and how many there were; for whoever makes them to set.

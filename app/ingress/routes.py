@@ -32,8 +32,10 @@ from app.ingress.receipt import HEADER as RECEIPT_HEADER
 from app.ingress.receipt import wants_receipt
 from app.ingress.settings import HttpSettings
 from app.ingress.sse import EventStreamResponse, EventWriter, unless_disconnected, write_events
+from app.telemetry import spans
 from app.telemetry.application import ApplicationMetrics
 from app.telemetry.ingress_metrics import RequestRecord
+from app.telemetry.request_trace import Phase, current_trace
 from app.telemetry.samples import CONTENT_TYPE
 from app.version import version
 
@@ -76,15 +78,19 @@ class Routes:
 
     async def chat_completions(self, request: Request) -> Response:
         with self._recorded("chat") as record:
-            body = parse_body(ChatCompletionRequest, await self._authorised_body(request))
-            generation = await chat_generation(self._registry, body)
+            with Phase(spans.RECEIVE):
+                body = parse_body(ChatCompletionRequest, await self._authorised_body(request))
+            with Phase(spans.TOKENIZE):
+                generation = await chat_generation(self._registry, body)
             writer = ChatFormat(body, generation)
             return await self._respond(request, generation, writer, record, stream=bool(body.stream))
 
     async def completions(self, request: Request) -> Response:
         with self._recorded("completions") as record:
-            body = parse_body(CompletionRequest, await self._authorised_body(request))
-            generation = await completion_generation(self._registry, body)
+            with Phase(spans.RECEIVE):
+                body = parse_body(CompletionRequest, await self._authorised_body(request))
+            with Phase(spans.TOKENIZE):
+                generation = await completion_generation(self._registry, body)
             writer = CompletionFormat(body, generation)
             return await self._respond(request, generation, writer, record, stream=bool(body.stream))
 
@@ -147,6 +153,8 @@ class Routes:
     def _recorded(self, endpoint: str) -> Iterator[RequestRecord]:
         """Count a request that ends here without an answer; what is answered ends its record itself."""
         record = self._metrics.own.arrived(endpoint)
+        if (trace := current_trace()) is not None:
+            trace.record = record
         try:
             yield record
         except ClientDisconnectedError:
@@ -180,6 +188,8 @@ class Routes:
         if wants_receipt(request.headers.get(RECEIPT_HEADER)):
             generation.keep_receipts()
         generation.record_in(record)
+        if (trace := current_trace()) is not None:
+            generation.trace_in(trace, stream=stream)
         deltas = generation.deltas()
         if not stream:
             choices = await unless_disconnected(request.receive, _collect(generation, deltas))

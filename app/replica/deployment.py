@@ -14,6 +14,7 @@ from ray import serve
 from app.replica.rank_actors import RankActors
 from app.replica.service import ReplicaService
 from app.replica.stream_server import StreamServer
+from app.telemetry.tracing import tracing_from_environment
 from app.transport.cluster_secret import cluster_secret
 from app.transport.handshake import MAX_VERSION, MIN_VERSION
 from engine.async_engine import AsyncLLMEngine
@@ -41,6 +42,10 @@ class EngineReplica:
         self.model_id = model_id
         logger.info("Model %s: loading %s", model_id, source)
         config = EngineConfig.from_dict(engine_options or {})
+        context = serve.get_replica_context()
+        self._tracing = tracing_from_environment(
+            "engine", context.replica_id.unique_id, {"quire.model": model_id, "quire.deployment": context.deployment}
+        )
         launcher = None
         if config.tensor_parallel_size > 1:
             launcher = RankActors(_node_ip(), ray.util.get_current_placement_group(), config.tensor_parallel_size)
@@ -48,7 +53,7 @@ class EngineReplica:
         self._engine.warm_up()
         self._epoch = uuid.uuid4().hex
         self._server = StreamServer(_node_ip(), self._epoch, cluster_secret())
-        self._service = ReplicaService(self._engine, self._server)
+        self._service = ReplicaService(self._engine, self._server, model_id, self._tracing)
         self._service.start()
         cache = self._engine.cache_config
         simulated = config.simulated_device
@@ -87,10 +92,17 @@ class EngineReplica:
         return self._service.scaling_report(config.max_num_seqs, config.max_num_batched_tokens)._asdict()
 
     async def generate(
-        self, request: EngineRequest, ingress_id: str, attempt: int, waited_s: float = 0.0
+        self,
+        request: EngineRequest,
+        ingress_id: str,
+        attempt: int,
+        waited_s: float = 0.0,
+        trace: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run a request to its end; see ReplicaService.generate. The call stays open so that Serve counts it."""
-        return await self._service.generate(request, ingress_id=ingress_id, attempt=attempt, waited_s=waited_s)
+        return await self._service.generate(
+            request, ingress_id=ingress_id, attempt=attempt, waited_s=waited_s, trace=trace
+        )
 
     def check_health(self) -> None:
         """Serve's health check: raises EngineDeadError if the engine has failed or hangs in a step."""
@@ -101,6 +113,9 @@ class EngineReplica:
         service = getattr(self, "_service", None)
         if service is not None:
             service.close()
+        tracing = getattr(self, "_tracing", None)
+        if tracing is not None:
+            tracing.close()
 
 
 def _node_ip() -> str:

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from app.replica.counters import CounterReporter
 from app.replica.demand import Demand
 from app.replica.load_reporter import LoadReporter
 from app.replica.stream_server import StreamServer
+from app.telemetry.engine_trace import EngineTrace
+from app.telemetry.tracing import Tracing
 from app.transport.demand_messages import DemandShare
 from app.transport.messages import Draining, StepMessage, encode_draining
 from engine.errors import EngineDeadError
@@ -85,6 +87,7 @@ class _Stream:
     num_cached_tokens: int = 0
     waited_s: float = 0.0
     finish_reasons: dict[int, str] = field(default_factory=dict)
+    trace: EngineTrace | None = None
 
     def end(self) -> None:
         """Let the Serve call return."""
@@ -113,9 +116,17 @@ class ReplicaService:
 
     The engine thread does nothing but hand a step's outputs over; they are grouped, encoded and written on the
     server's thread while the engine computes the next step.
+
+    Args:
+        model_id: what users call the model, for spans.
+        tracing: where the spans of requests go that an ingress has sampled; None keeps none.
     """
 
-    def __init__(self, engine: Engine, server: StreamServer) -> None:
+    def __init__(
+        self, engine: Engine, server: StreamServer, model_id: str = "", tracing: Tracing | None = None
+    ) -> None:
+        self._model_id = model_id
+        self._tracing = tracing
         self._engine = engine
         self._server = server
         self._blocks = BlockLog()
@@ -168,13 +179,20 @@ class ReplicaService:
         )
 
     async def generate(
-        self, request: EngineRequest, *, ingress_id: str, attempt: int, waited_s: float = 0.0
+        self,
+        request: EngineRequest,
+        *,
+        ingress_id: str,
+        attempt: int,
+        waited_s: float = 0.0,
+        trace: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run a request to its end; its tokens leave by the socket of `ingress_id`.
 
         Args:
             attempt: a number that this ingress has used for nothing else.
             waited_s: how long the request has waited since it first arrived; it keeps its place in the queue.
+            trace: W3C headers that name the ingress's span of this attempt, if it is sampled.
 
         Returns:
             The final record: counts and finish reasons.
@@ -185,6 +203,10 @@ class ReplicaService:
         """
         loop = asyncio.get_running_loop()
         stream = _Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, loop, loop.create_future())
+        if trace is not None and self._tracing is not None:
+            span = self._tracing.continue_from(trace)
+            if span is not None:
+                stream.trace = EngineTrace(self._tracing, span, self._model_id, request)
         # Known before it is looked for: an ABORT or a lost line from here on finds it.
         self._streams[stream.key] = stream
         try:
@@ -209,11 +231,18 @@ class ReplicaService:
                 stream.aborted = True
             num_steps = self._engine.stats().num_steps
             self._engine.add_request(
-                dataclasses.replace(request, request_id=stream.key, arrival_time=time.monotonic() - waited_s)
+                dataclasses.replace(
+                    request,
+                    request_id=stream.key,
+                    arrival_time=time.monotonic() - waited_s,
+                    timeline=stream.trace.timeline if stream.trace is not None else None,
+                )
             )
-        except BaseException:
+        except BaseException as error:
             stream.ended = True
             del self._streams[stream.key]
+            if stream.trace is not None:
+                stream.trace.failed(str(error))
             raise
         if stream.aborted:
             self._engine.abort(stream.key)
@@ -303,6 +332,8 @@ class ReplicaService:
         self._load.send_with({ingress_id: message.encode() for ingress_id, message in messages.items()})
         for stream in ended:
             stream.end()
+            if stream.trace is not None:
+                stream.trace.end(stream.num_cached_tokens, stream.num_output_tokens, stream.finish_reasons)
 
     def _announce(self, draining: Draining) -> None:
         frame = encode_draining(draining)
@@ -321,6 +352,8 @@ class ReplicaService:
             for stream in list(self._streams.values()):
                 stream.finish_reasons[0] = "error"
                 stream.end()
+                if stream.trace is not None:
+                    stream.trace.failed(str(error))
             self._streams.clear()
             return
         self._server.call_later(_WATCH_INTERVAL_S, self._watch)

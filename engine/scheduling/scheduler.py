@@ -61,6 +61,7 @@ class Scheduler:
         self.num_swaps = 0
         self.num_recomputations = 0
         self.num_cached_tokens = 0
+        self.preempted: list[SequenceGroup] = []  # by the last `schedule`
 
     @property
     def num_preemptions(self) -> int:
@@ -97,6 +98,7 @@ class Scheduler:
     def schedule(self) -> SchedulerOutput:
         """Fill one token budget: running groups first, oldest first, then waiting ones while blocks and seats last."""
         step = Step(self.config.max_num_batched_tokens)
+        self.preempted.clear()
         self._schedule_running(step)
         # What was preempted in a step is not re-admitted in it: the blocks it gave up are for those that run.
         if not step.is_short_of_blocks:
@@ -156,6 +158,7 @@ class Scheduler:
         for seq in live:
             seq.status = status
         group.num_preemptions += 1
+        self.preempted.append(group)
         self.waiting.appendleft(group)
 
     def _admit_waiting(self, step: Step) -> None:

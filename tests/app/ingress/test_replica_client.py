@@ -68,8 +68,9 @@ def expected(request: EngineRequest, count: int, index: int = 0) -> list[int]:
 class Call:
     """One Serve call, as its replica sees it and as the client awaits it."""
 
-    def __init__(self, request: EngineRequest, attempt: int, waited_s: float) -> None:
+    def __init__(self, request: EngineRequest, attempt: int, waited_s: float, trace: dict[str, str] | None) -> None:
         self.request = request
+        self.trace = trace
         self.attempt = attempt
         self.waited_s = waited_s
         self.reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
@@ -172,8 +173,16 @@ class Fleet:
         assert method_name == "generate"
         return self
 
-    def remote(self, request: EngineRequest, *, ingress_id: str, attempt: int, waited_s: float) -> Call:
-        call = Call(request, attempt, waited_s)
+    def remote(
+        self,
+        request: EngineRequest,
+        *,
+        ingress_id: str,
+        attempt: int,
+        waited_s: float,
+        trace: dict[str, str] | None = None,
+    ) -> Call:
+        call = Call(request, attempt, waited_s, trace)
         self.calls.append(call)
         task = asyncio.get_running_loop().create_task(self._route(call, ingress_id))
         self.routing.add(task)

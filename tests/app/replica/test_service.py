@@ -12,6 +12,7 @@ import pytest
 
 from app.replica.service import ReplicaService
 from app.replica.stream_server import StreamServer
+from app.telemetry import spans
 from app.transport.frames import Frame
 from app.transport.link import Endpoint, Link, ReplicaLink
 from app.transport.messages import (
@@ -29,6 +30,7 @@ from engine.memory import BlockChanges, MemoryUsage
 from engine.outputs import EngineAccounts, EngineStats, SequenceOutput
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
+from tests.app.telemetry.collected import Collected, attributes_of
 
 pytestmark = pytest.mark.anyio
 
@@ -130,7 +132,8 @@ class World:
     def __init__(self) -> None:
         self.engine = HandDrivenEngine()
         self.server = StreamServer("127.0.0.1", "epoch", SECRET)
-        self.service = ReplicaService(self.engine, self.server)
+        self.collected = Collected()
+        self.service = ReplicaService(self.engine, self.server, "tiny", self.collected.tracing)
         self.service.start()
         self.ingresses: dict[str, tuple[Ingress, ReplicaLink]] = {}
 
@@ -141,9 +144,11 @@ class World:
         await until(lambda: any(frame.kind == Kind.LOAD for frame in ingress.frames))
         return ingress
 
-    def call(self, ingress: str, attempt: int, prompt: int = 3) -> asyncio.Task[dict[str, Any]]:
+    def call(
+        self, ingress: str, attempt: int, prompt: int = 3, trace: dict[str, str] | None = None
+    ) -> asyncio.Task[dict[str, Any]]:
         request = EngineRequest(f"request-{attempt}", [1] * prompt, SamplingParams())
-        call = self.service.generate(request, ingress_id=ingress, attempt=attempt, waited_s=2.0)
+        call = self.service.generate(request, ingress_id=ingress, attempt=attempt, waited_s=2.0, trace=trace)
         return asyncio.get_running_loop().create_task(call)
 
 
@@ -310,3 +315,42 @@ async def test_one_sequence_is_stopped_and_the_request_goes_on(world: World) -> 
     world.engine.step(("ingress/1", [1], "length"))
     assert (await call)["finish_reasons"] == ["length"]
     assert ingress.down is False
+
+
+TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+
+
+async def test_only_a_sampled_request_keeps_a_timeline_and_makes_spans(world: World) -> None:
+    await world.connect("ingress")
+    calls = [world.call("ingress", 1), world.call("ingress", 2, trace=TRACE)]
+    await until(lambda: len(world.engine.requests) == 2)
+    assert world.engine.requests["ingress/1"].timeline is None
+    timeline = world.engine.requests["ingress/2"].timeline
+    assert timeline is not None
+    timeline.started(time.monotonic())
+    timeline.end(time.monotonic())
+    world.engine.step(("ingress/1", [1], "stop"), ("ingress/2", [1], "length"))
+    await asyncio.gather(*calls)
+    await until(lambda: len(world.collected.spans) == 2)
+    assert world.collected.tree() == {"elsewhere": ["engine"], "engine": ["engine queue"]}
+    attributes = attributes_of(world.collected.named("engine"))
+    assert (attributes[spans.REQUEST_MODEL], attributes[spans.ENGINE_REQUEST_ID]) == ("tiny", "request-2")
+    assert attributes[spans.RESPONSE_FINISH_REASONS] == ["length"]
+
+
+async def test_a_refusal_is_a_failed_span(world: World) -> None:
+    await world.connect("ingress")
+    with pytest.raises(PromptTooLongError):
+        await world.call("ingress", 1, prompt=11, trace=TRACE)
+    assert world.collected.named("engine").status.description == "too long"
+
+
+async def test_an_engine_that_dies_ends_the_spans_of_its_requests(world: World) -> None:
+    await world.connect("ingress")
+    call = world.call("ingress", 1, trace=TRACE)
+    await until(lambda: world.engine.requests)
+    world.engine.dead = EngineDeadError("out of memory")
+    with pytest.raises(EngineDeadError):
+        await call
+    await until(lambda: world.collected.spans)
+    assert world.collected.named("engine").status.description == "out of memory"
