@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.adapters import AdapterManager, AdapterStats, read_adapter
+from engine.adapters import AdapterLoader, AdapterManager, AdapterStats, read_adapter
 from engine.config import CacheConfig, EngineConfig, check_adapter_name
 from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
@@ -32,6 +32,10 @@ from engine.validation import RequestValidator, resolve_max_model_len
 if TYPE_CHECKING:
     from engine.control import WorkerLauncher
     from engine.tokenization import Tokenizer
+
+
+# How long an engine that has nothing else to do waits for an adapter before it looks for new requests.
+LOAD_POLL_S = 0.005
 
 
 class _TimedChunk(NamedTuple):
@@ -75,7 +79,10 @@ class LLMEngine:
         self._executor = executor
         self._kv_cache = make_kv_cache(config, cache_config, self.max_model_len)
         self._adapters = AdapterManager(
-            config.max_loras if config.enable_lora else 0, config.adapter_memory, executor.adapter_bytes
+            config.max_loras if config.enable_lora else 0,
+            config.adapter_memory,
+            executor.adapter_bytes,
+            AdapterLoader(executor.prepare_adapter if config.enable_lora else None),
         )
         for name, folder in config.adapters.items():
             self.add_adapter(name, folder)
@@ -244,12 +251,14 @@ class LLMEngine:
         return [output for request_id in list(self._groups) for output in self.abort(request_id, reason=reason)]
 
     def step(self) -> list[SequenceOutput]:
-        """Compute one batch and return the tokens it gave. Empty when there is nothing to do."""
+        """Compute one batch and return the tokens it gave. Empty when there is nothing to do, or all that is to be done
+        waits for an adapter: then after a moment, so that what has arrived meanwhile can be queued."""
         if self._pipeline is not None:
             return self._step_ahead(self._pipeline)
         due = self._clock()
         output = self._schedule()
         if output.is_empty:
+            self._adapters.wait_for_load(LOAD_POLL_S)
             return []
         began = self._clock()
         drawn = self._executor.execute(output)
@@ -271,6 +280,7 @@ class LLMEngine:
             self._advance(output, began)
             self._expect_tokens(output)
         if not pipeline:
+            self._adapters.wait_for_load(LOAD_POLL_S)
             return []
         prepared = self._clock()
         step = pipeline.collect()
@@ -338,6 +348,7 @@ class LLMEngine:
             schedule_s=self._schedule_s,
             execute_s=self._execute_s,
             process_s=self._process_s,
+            adapters=self._adapters.stats(),
         )
 
     def _num_uncached_tokens(self, group: SequenceGroup) -> int:
@@ -354,6 +365,7 @@ class LLMEngine:
 
     def close(self) -> None:
         """End the processes of other ranks, if there are any. Idempotent."""
+        self._adapters.close()
         self._executor.close()
 
     def check_invariants(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from engine.adapters import NO_ADAPTERS, AdapterStats
+
 if TYPE_CHECKING:
     from engine.memory import MemoryUsage
 
@@ -110,6 +112,7 @@ class EngineStats:
     schedule_s: float = 0.0
     execute_s: float = 0.0
     process_s: float = 0.0
+    adapters: AdapterStats = NO_ADAPTERS
 
 
 class EngineAccounts(NamedTuple):

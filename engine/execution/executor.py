@@ -26,6 +26,11 @@ class Executor(Protocol):
         """What an adapter takes on the device while it is resident; by default as float32."""
         return 4 * adapter.num_elements
 
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:  # noqa: ARG002 - by default nothing is prepared
+        """What can be made of an adapter before it is put into a slot: of its file, beside the steps, on any thread.
+        Comes back as AdapterLoad.prepared. None leaves all to the step that loads it."""
+        return None
+
     def check_health(self) -> None:
         """Raise EngineDeadError if steps can no longer be run. By default, the caller's own process is all there is."""
         return
@@ -90,6 +95,9 @@ class UniprocExecutor(AsyncExecutor):
 
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         return self._worker.adapter_bytes(adapter)
+
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:
+        return self._worker.prepare_adapter(adapter)
 
     def choose_num_blocks(self, max_model_len: int) -> int:
         """See Worker."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,22 +38,31 @@ def adapter_bytes(library: KernelLibrary, adapter: LoraAdapter, dtype: str) -> i
     return total
 
 
+class PackedAdapter(NamedTuple):
+    """An adapter as a decoder takes it: `layers` point into `kept`."""
+
+    layers: ctypes.Array[AdapterLayer]
+    kept: list[PackedMatrix]
+
+
+def pack_adapter(library: KernelLibrary, adapter: LoraAdapter, num_layers: int, dtype: str) -> PackedAdapter:
+    """Read and pack an adapter in `dtype`, "float32" or "bfloat16", on the calling thread alone."""
+    kept: list[PackedMatrix] = []
+    layers = (AdapterLayer * num_layers)()
+    for i, layer in enumerate(layers):
+        for group in _groups(adapter, i):
+            setattr(layer, group.name, _pack(library, group, _weight_type(dtype), kept))
+    return PackedAdapter(layers, kept)
+
+
 class NativeAdapters:
-    """The slots.
+    """The slots. `dtype` is the type that adapters are packed in."""
 
-    Args:
-        dtype: "float32" or "bfloat16": the type that adapters are packed in.
-        num_threads: of the packing.
-    """
-
-    def __init__(
-        self, library: KernelLibrary, decoder: NativeDecoder, num_layers: int, dtype: str, num_threads: int
-    ) -> None:
+    def __init__(self, library: KernelLibrary, decoder: NativeDecoder, num_layers: int, dtype: str) -> None:
         self._library = library
         self._decoder = decoder
         self._num_layers = num_layers
-        self._type = _weight_type(dtype)
-        self._num_threads = num_threads
+        self._dtype = dtype
         self._kept: dict[int, list[PackedMatrix]] = {}  # what C++ holds pointers to, by slot
 
     def apply(self, changes: AdapterChanges) -> None:
@@ -61,30 +71,28 @@ class NativeAdapters:
             if slot in self._kept:
                 self._decoder.set_adapter(slot, None)
                 del self._kept[slot]
-        for slot, adapter in changes.loads:
-            kept: list[PackedMatrix] = []
-            layers = (AdapterLayer * self._num_layers)()
-            for i, layer in enumerate(layers):
-                for group in _groups(adapter, i):
-                    setattr(layer, group.name, self._pack(group, kept))
-            self._decoder.set_adapter(slot, layers)
-            self._kept[slot] = kept
+        for slot, adapter, packed in changes.loads:
+            if packed is None:
+                packed = pack_adapter(self._library, adapter, self._num_layers, self._dtype)
+            assert isinstance(packed, PackedAdapter), "it was prepared by another worker"
+            self._decoder.set_adapter(slot, packed.layers)
+            self._kept[slot] = packed.kept
 
-    def _pack(self, group: _Group, kept: list[PackedMatrix]) -> AdapterGroup:
-        described = AdapterGroup()
-        present = [factors for factors in group.factors if factors is not None]
-        if not present:
-            return described
-        described.a = self._weight(np.concatenate([factors.a for factors in present]), kept)
-        for i, factors in enumerate(group.factors):
-            if factors is not None:
-                described.b[i] = self._weight(factors.b, kept)
-        return described
 
-    def _weight(self, values: np.ndarray, kept: list[PackedMatrix]) -> Weight:
-        matrix = pack_floats(self._library, values, self._type, self._num_threads)
+def _pack(library: KernelLibrary, group: _Group, weight_type: WeightType, kept: list[PackedMatrix]) -> AdapterGroup:
+    def pack(values: np.ndarray) -> Weight:
+        matrix = pack_floats(library, values, weight_type)
         kept.append(matrix)
         return Weight(matrix.data.ctypes.data, None, matrix.type.value, matrix.n, matrix.k)
+
+    described = AdapterGroup()
+    present = [factors for factors in group.factors if factors is not None]
+    if present:
+        described.a = pack(np.concatenate([factors.a for factors in present]))
+    for i, factors in enumerate(group.factors):
+        if factors is not None:
+            described.b[i] = pack(factors.b)
+    return described
 
 
 class _Group(NamedTuple):

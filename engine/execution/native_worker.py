@@ -10,7 +10,7 @@ from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError
 from engine.execution.host import cpu_multiplies_bfloat16, host_kv_cache_budget, num_available_cores
 from engine.execution.host_cache import HostCache
-from engine.execution.native_adapters import NativeAdapters, adapter_bytes
+from engine.execution.native_adapters import NativeAdapters, adapter_bytes, pack_adapter
 from engine.execution.native_decoder import NativeDecoder, kv_block_bytes
 from engine.execution.native_runner import NativeModelRunner
 from engine.execution.worker import Worker
@@ -90,6 +90,9 @@ class NativeWorker(Worker):
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         return adapter_bytes(self._library, adapter, self._policy.dtype)
 
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:
+        return pack_adapter(self._library, adapter, self._shard_config.num_layers, self._policy.dtype)
+
     def kv_cache_budget(self) -> int:
         return host_kv_cache_budget(self._config.gpu_memory_utilization) // self._parallel.num_local_ranks
 
@@ -125,9 +128,7 @@ class NativeWorker(Worker):
             cache_config.blocks_for(max_model_len),
             self._num_threads,
             draws=self._parallel.rank == 0,
-            adapters=NativeAdapters(
-                self._library, decoder, self._shard_config.num_layers, self._policy.dtype, self._num_threads
-            ),
+            adapters=NativeAdapters(self._library, decoder, self._shard_config.num_layers, self._policy.dtype),
         )
 
 

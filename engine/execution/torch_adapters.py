@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 
 from engine.adapters import AdapterChanges, LoraAdapter
@@ -28,8 +31,10 @@ class TorchAdapters:
         for keys, adapters in self._linears:
             for slot in changes.drops:
                 adapters.drop(slot)
-            for slot, adapter in changes.loads:
-                adapters.load(slot, [self._factors(adapter, key) for key in keys])
+            for slot, adapter, prepared in changes.loads:
+                assert prepared is None or isinstance(prepared, PreparedAdapter), "it was prepared by another worker"
+                host = [prepared.factors[key] if prepared else host_factors(adapter, key, self._dtype) for key in keys]
+                adapters.load(slot, [self._on_device(factors) for factors in host])
 
     def begin_step(self, output: SchedulerOutput) -> bool:
         """Note which rows have which adapter. `output` is ordered by adapters.
@@ -49,9 +54,31 @@ class TorchAdapters:
         self._rows.runs = runs
         return bool(runs)
 
-    def _factors(self, adapter: LoraAdapter, key: str) -> Factors | None:
-        factors = adapter.factors(key)
-        if factors is None:
-            return None
-        # A copy: what lies in the file's mapping is neither writable nor to be kept.
-        return Factors(*(torch.tensor(values, dtype=self._dtype, device=self._device) for values in factors))
+    def _on_device(self, factors: Factors | None) -> Factors | None:
+        return factors and Factors(*(values.to(self._device, non_blocking=True) for values in factors))
+
+
+class PreparedAdapter(NamedTuple):
+    """An adapter in the host's memory, by matrix, in the model's type; None where nothing is added."""
+
+    factors: dict[str, Factors | None]
+
+
+def prepare_adapter(
+    adapter: LoraAdapter, keys: Iterable[str], dtype: torch.dtype, device: torch.device
+) -> PreparedAdapter:
+    """Read an adapter's file, so that the step which loads it has only to copy: from pinned memory to a GPU."""
+    prepared: dict[str, Factors | None] = {}
+    for key in keys:
+        factors = host_factors(adapter, key, dtype)
+        if factors is not None and device.type == "cuda":
+            factors = Factors(*(values.pin_memory() for values in factors))
+        prepared[key] = factors
+    return PreparedAdapter(prepared)
+
+
+def host_factors(adapter: LoraAdapter, key: str, dtype: torch.dtype) -> Factors | None:
+    """A and B of one matrix as tensors of their own."""
+    factors = adapter.factors(key)
+    # A copy: what lies in the file's mapping is neither writable nor to be kept.
+    return None if factors is None else Factors(*(torch.tensor(values, dtype=dtype) for values in factors))

@@ -15,7 +15,7 @@ from engine.execution.decode_graphs import CudaCapture
 from engine.execution.executor import PendingStep
 from engine.execution.host import num_available_cores
 from engine.execution.memory_profile import largest_steps, peak_bytes
-from engine.execution.torch_adapters import TorchAdapters
+from engine.execution.torch_adapters import TorchAdapters, prepare_adapter
 from engine.execution.torch_runner import TorchModelRunner
 from engine.execution.weight_format import choose_weight_format
 from engine.execution.worker import Worker
@@ -83,6 +83,10 @@ class TorchWorker(Worker):
 
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         return self._dtype.itemsize * adapter.num_elements
+
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:
+        keys = [key for keys, _ in self._model.adaptable_linears() for key in keys]
+        return prepare_adapter(adapter, keys, self._dtype, self._device)
 
     def kv_cache_budget(self) -> int:
         activations = 0

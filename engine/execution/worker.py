@@ -74,6 +74,10 @@ class Worker(ABC):
         """What an adapter takes while it is resident."""
 
     @abstractmethod
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:
+        """See Executor."""
+
+    @abstractmethod
     def kv_cache_budget(self) -> int:
         """Bytes that the KV pool may take now that the weights are loaded."""
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from engine.adapters import AdapterManager
+from engine.adapters import NO_CHANGES, AdapterManager
 from engine.config import EngineConfig
 from engine.memory import BlockCopy, KVCache
 from engine.preemption import PreemptionPolicy
@@ -29,10 +29,10 @@ class Step:
 class Scheduler:
     """Decides each step which tokens are computed. Returns plain data; touches no tensors, clocks, logs or sockets.
 
-    `running` and `waiting` are ordered by arrival, and every running group arrived before every waiting one:
-    admission takes the oldest waiting group, preemption the newest running one, whole. So the oldest group always
-    runs, and as any single group fits the pool alone, every admitted request ends. Preempted groups, swapped out or
-    to be recomputed, wait at the front: they come back before any new one is admitted.
+    `running` is ordered by admission, `waiting` by arrival: admission takes the oldest waiting group that has its
+    adapter, preemption the newest running one, whole. So the oldest running group always runs, and as any single group
+    fits the pool alone, every admitted request ends. Preempted groups, swapped out or to be recomputed, wait at the
+    front: they come back before any new one is admitted.
 
     With asynchronous scheduling a step is scheduled while the one before it runs. What that one computes counts as
     computed, and what it draws stands in its sequences as placeholders. Its groups keep their blocks until it has been
@@ -40,8 +40,8 @@ class Scheduler:
 
     Args:
         policy: says whether swapping a group is cheaper than recomputing it, when its preemption is due.
-        adapters: gives groups the slots of their adapters; a group that gets none waits, and so do those behind it.
-            By default there are no adapters.
+        adapters: gives groups the slots of their adapters. A group that gets none waits where it stands; those behind
+            it that need none, or one that is there, go on. By default there are no adapters.
     """
 
     def __init__(
@@ -108,7 +108,8 @@ class Scheduler:
             tuple(step.swap_out),
             tuple(step.swap_in),
             tuple(step.copies),
-            self._adapters.take_changes(),
+            # What has been loaded for nobody in this step goes with the next that computes something.
+            self._adapters.take_changes() if step.scheduled else NO_CHANGES,
         )
 
     def _schedule_running(self, step: Step) -> None:
@@ -174,15 +175,18 @@ class Scheduler:
     def _admissions(self, step: Step) -> Iterator[SequenceGroup]:
         """Admit the oldest waiting groups, each as it is asked for, while seats and blocks last."""
         num_running = sum(group.num_seats for group in self.running)
-        while self.waiting:
-            group = self.waiting[0]
+        self._adapters.begin_round()
+        position = 0
+        while position < len(self.waiting):
+            group = self.waiting[position]
             if num_running + group.num_seats > self.config.max_num_seqs or not self._fits_now(group):
-                return  # strictly first come, first served: nobody overtakes
+                return  # first come, first served: for seats and blocks nobody overtakes
             if group.adapter_slot is None:
                 group.adapter_slot = self._adapters.acquire(group.adapter)
-                if group.adapter_slot is None:
-                    return  # all adapters are in use by those that run
-            self.waiting.popleft()
+            if group.adapter_slot is None:
+                position += 1  # its adapter is being loaded, or those in use leave no slot
+                continue
+            del self.waiting[position]
             self._allocate(group, step)
             self.running.append(group)
             num_running += group.num_seats

@@ -80,7 +80,7 @@ class SchedulerOutput:
 
     @property
     def is_empty(self) -> bool:
-        return not (self.scheduled or self.blocks_to_swap_out or self.blocks_to_swap_in or any(self.adapters))
+        return not (self.scheduled or self.blocks_to_swap_out or self.blocks_to_swap_in)
 
 
 class SampledToken(NamedTuple):

@@ -4,6 +4,7 @@ into which PEFT's merge has put the adapter."""
 from __future__ import annotations
 
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine import EngineConfig, LLMEngine, SamplingParams
+from engine.adapters import AdapterLoader, LoraAdapter
 from engine.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from engine.request import EngineRequest
 from tests.engine.adapters.peft import ALL, GPT2, merge, write_adapter, write_base
@@ -60,10 +62,13 @@ def run(engine: LLMEngine, requests: list[EngineRequest]) -> list[dict[int, list
     found: dict[str, dict[int, list[int]]] = {item.request_id: {} for item in requests}
     for item in requests:
         engine.add_request(item)
-    while engine.has_unfinished_requests:
+    left = set(found)
+    while left:
         for output in engine.step():
             if output.request_id in found:
                 found[output.request_id].setdefault(output.index, []).extend(output.token_ids)
+                if output.request_finished:
+                    left.remove(output.request_id)
         engine.check_invariants()
     return [found[item.request_id] for item in requests]
 
@@ -160,6 +165,54 @@ def test_more_adapters_than_slots_wait_their_turn_and_the_least_recently_used_go
         run(two, [request(name, 1, 2)])
     assert two.adapter_stats().resident == ("a0", "a1")
     assert two.adapter_stats().num_loads == 4, "a0 stayed, as its last use was always the more recent one"
+
+
+def test_who_waits_for_a_slot_holds_up_nobody_who_needs_none(base: str, adapters: dict[str, str]) -> None:
+    engine = make(base, adapters, max_loras=1)
+    names = ("a1", "")
+    wanted = {name: request(name, seed) for seed, name in enumerate(names)}
+    alone = {name: run(make(base, adapters), [request(name, seed)])[0][0] for seed, name in enumerate(names)}
+    engine.add_request(request("a0", 7, 40))
+    for item in wanted.values():
+        engine.add_request(item)
+    tokens: dict[str, list[int]] = {item.request_id: [] for item in wanted.values()}
+    ended: list[str] = []
+    while wanted["a1"].request_id not in ended:
+        # Requests for the resident adapter without end: a1 must not wait for the last of them.
+        if engine.stats().num_running < 3:
+            engine.add_request(request("a0", len(ended), 8))
+        for output in engine.step():
+            if output.request_id in tokens:
+                tokens[output.request_id] += output.token_ids
+            ended += [output.request_id] * output.request_finished
+        engine.check_invariants()
+        assert len(ended) < 40, "a1 starves"
+    assert ended[0] == wanted[""].request_id, "the base needs nothing"
+    assert {name: tokens[item.request_id] for name, item in wanted.items()} == alone
+
+
+def test_steps_go_on_while_an_adapter_is_loaded(base: str, adapters: dict[str, str]) -> None:
+    engine = make(base, adapters)
+    go, prepare = threading.Event(), engine._executor.prepare_adapter
+
+    def prepare_when_told(adapter: LoraAdapter) -> object:
+        assert go.wait(60)
+        return prepare(adapter)
+
+    engine._adapters._loader = AdapterLoader(prepare_when_told)
+    wanted = request("a1", 1)
+    engine.add_request(wanted)
+    assert engine.step() == []
+    assert engine.has_unfinished_requests
+    assert len(run(engine, [request("", 3, 6)])[0][0]) == 6
+    assert engine.stats().num_waiting == 1
+    assert engine.stats().adapters.resident == ("a1",)
+    go.set()
+    tokens: list[int] = []
+    while engine.has_unfinished_requests:
+        tokens += [token for output in engine.step() for token in output.token_ids]
+    assert tokens == run(make(base, adapters), [request("a1", 1)])[0][0]
+    assert engine.adapter_stats().load_s > 0
 
 
 @pytest.mark.parametrize("kernels", RUNNERS)

@@ -44,7 +44,7 @@ class World:
     def call_later(self, delay_s: float, callback: Callable[..., None], *args: object) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay_s, callback, *args)
 
-    def step(self, **changes: int) -> None:
+    def step(self, **changes: Any) -> None:
         self.stats = replace(self.stats, num_steps=self.stats.num_steps + 1, **changes)
         self.reporter.send_with({})
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -7,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.adapters import AdapterManager, LoraAdapter
+from engine.adapters import AdapterLoader, AdapterManager, LoraAdapter
+from engine.adapters.adapter_loader import Loaded
 from engine.errors import ConfigError
 
 SIZES = {"a": 10, "b": 20, "c": 30, "d": 10, "e": 25}
@@ -68,6 +71,115 @@ def test_registering() -> None:
     assert manager.folder("a") == "a"
 
 
+def held(manager: AdapterManager, *names: str) -> None:
+    for name in names:
+        manager.begin_round()
+        assert manager.acquire(name) is not None
+    manager.take_changes()
+
+
+def test_who_finds_no_slot_holds_up_nobody_who_needs_none() -> None:
+    manager = make(2)
+    held(manager, "a", "b")
+    manager.begin_round()
+    assert manager.acquire("c") is None
+    assert manager.acquire("") == -1
+    assert manager.acquire("b") is not None, "it is there, and stays"
+    assert manager.acquire("d") is None
+    assert manager.stats().num_free_slots == 0
+
+
+def test_what_has_to_make_room_takes_no_more_requests_so_that_nobody_waits_for_ever() -> None:
+    manager = make(2)
+    held(manager, "a", "b")
+    for _ in range(3):
+        manager.begin_round()
+        assert manager.acquire("c") is None
+        assert manager.acquire("a") is None, "of the two in use its last request came first"
+        assert manager.acquire("b") is not None, "so this one is never idle"
+    manager.release("a")
+    manager.begin_round()
+    assert manager.acquire("c") is not None
+    assert manager.acquire("b") is not None
+    assert manager.stats().resident == ("c", "b")
+
+
+def test_who_is_behind_takes_no_slot_from_who_waits_for_one() -> None:
+    manager = make(3, 45)
+    held(manager, "a", "b")
+    manager.begin_round()
+    assert manager.acquire("c") is None
+    assert manager.acquire("d") is None, "it would fit, and c would wait for it too"
+    manager.release("b")
+    manager.begin_round()
+    assert manager.acquire("c") is not None
+    assert manager.stats().resident == ("a", "c")
+
+
+class HeldLoader(AdapterLoader):
+    """Loads when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.futures: dict[str, Future[Loaded]] = {}
+
+    def start(self, adapter: LoraAdapter) -> Future[Loaded]:
+        return self.futures.setdefault(adapter.name, Future())
+
+
+def test_an_adapter_is_used_once_it_is_loaded() -> None:
+    loader = HeldLoader()
+    manager = AdapterManager(2, None, lambda item: SIZES[item.name], loader)
+    for name in SIZES:
+        manager.register(adapter(name))
+    manager.begin_round()
+    assert manager.acquire("a") is None
+    assert manager.acquire("") == -1
+    assert manager.acquire("b") is None
+    assert manager.acquire("c") is None, "what is being loaded for another is not evicted"
+    assert manager.stats().resident == ("a", "b")
+    assert not any(manager.take_changes())
+    loader.futures["b"].set_result(Loaded("b's pages", 2.5))
+    manager.begin_round()
+    assert manager.acquire("a") is None
+    slot = manager.acquire("b")
+    assert slot is not None
+    changes = manager.take_changes()
+    assert [(load.slot, load.adapter.name, load.prepared) for load in changes.loads] == [(slot, "b", "b's pages")]
+    stats = manager.stats()
+    assert (stats.num_loads, stats.num_free_slots, stats.load_s) == (2, 0, 2.5)
+    manager.check_invariants()
+
+
+def test_what_cannot_be_read_any_more_is_said() -> None:
+    loader = HeldLoader()
+    manager = AdapterManager(1, None, lambda item: SIZES[item.name], loader)
+    manager.register(adapter("a"))
+    assert manager.acquire("a") is None
+    loader.futures["a"].set_exception(OSError("gone"))
+    with pytest.raises(OSError, match="gone"):
+        manager.begin_round()
+
+
+def test_waiting_for_a_load() -> None:
+    go = threading.Event()
+    loader = AdapterLoader(lambda item: go.wait(10) and item.name)
+    manager = AdapterManager(1, None, lambda item: SIZES[item.name], loader)
+    manager.register(adapter("a"))
+    manager.wait_for_load(10)
+    assert manager.acquire("a") is None
+    manager.wait_for_load(0.01)
+    assert manager.acquire("a") is None
+    go.set()
+    manager.wait_for_load(10)
+    manager.begin_round()
+    assert manager.acquire("a") == 0
+    assert manager.take_changes().loads[0].prepared == "a"
+    assert manager.stats().load_s > 0.01
+    manager.close()
+    manager.close()
+
+
 class Adapters(RuleBasedStateMachine):
     """Requests that acquire and release adapters, and a device that follows the changes: whatever is held lies in its
     slot, and never is anything in use dropped or written over."""
@@ -82,6 +194,7 @@ class Adapters(RuleBasedStateMachine):
     @rule(name=st.sampled_from(sorted(SIZES)))
     def acquire(self, name: str) -> None:
         before = set(self.manager.stats().resident)
+        self.manager.begin_round()
         slot = self.manager.acquire(name)
         in_use = {used for used, _ in self.held}
         if slot is None:
@@ -109,7 +222,7 @@ class Adapters(RuleBasedStateMachine):
         changes = self.manager.take_changes()
         for slot in changes.drops:
             self.device.pop(slot, None)
-        for slot, loaded in changes.loads:
+        for slot, loaded, _ in changes.loads:
             assert self.device.setdefault(slot, loaded.name) == loaded.name, "a slot is filled that was not emptied"
         assert all(self.device[slot] == name for name, slot in self.held)
 
