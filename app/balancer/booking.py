@@ -33,6 +33,7 @@ class RouteReceipt(NamedTuple):
     cached_tokens: int
     wait_s: float
     cost_s: float
+    adapter_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -53,6 +54,7 @@ class Booking:
     predicted_wait_s: float = 0.0
     predicted_cost_s: float = 0.0
     prefill_s: float = 0.0
+    predicted_adapter_s: float = 0.0
     wanted_slot: int = -1
     reported: bool = False
     held: bool = False
@@ -76,4 +78,6 @@ class Booking:
         if self.replica_id is None:
             return None
         cached = min(self.num_cached_blocks * self.cost.block_size, self.cost.prompt_tokens - 1)
-        return RouteReceipt(self.replica_id, cached, self.predicted_wait_s, self.predicted_cost_s)
+        return RouteReceipt(
+            self.replica_id, cached, self.predicted_wait_s, self.predicted_cost_s, self.predicted_adapter_s
+        )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 DEFAULT_PREFILL_TOKENS_PER_S = 1000.0
 DEFAULT_DECODE_STEP_S = 0.02
 DEFAULT_DECODE_SEQUENCE_S = 0.001
+DEFAULT_ADAPTER_LOAD_S = 0.1
 
 
 class RequestCost(NamedTuple):
@@ -19,6 +20,7 @@ class RequestCost(NamedTuple):
         prompt_tokens: to be computed, those that a resumed request had already produced included.
         output_tokens: expected of each of its `num_sequences`; `max_tokens` is the bound, not the expectation.
         block_hashes: the chain of its prompt's full blocks of `block_size` tokens, as the engine hashes them.
+        adapter: that it is for; "" is the base.
     """
 
     prompt_tokens: int
@@ -26,6 +28,7 @@ class RequestCost(NamedTuple):
     num_sequences: int = 1
     block_hashes: Sequence[Hashable] = ()
     block_size: int = 16
+    adapter: str = ""
 
     def uncached_tokens(self, num_cached_blocks: int) -> int:
         """Prompt tokens left to compute where so many blocks are cached; at least one always is."""
@@ -41,7 +44,9 @@ class ReplicaLoad(NamedTuple):
         num_sequences: sequences that decode there, or will.
         free_blocks: blocks that can be handed out, of which `empty_blocks` hold nothing worth keeping.
         cache_age_s: how long the content that goes next has not been used; 0 while unknown.
-        prefill_tokens_per_s, decode_step_s, decode_sequence_s: measured rates, as in LoadReport.
+        prefill_tokens_per_s, decode_step_s, decode_sequence_s, adapter_load_s: measured rates, as in LoadReport.
+        num_free_adapter_slots: as in LoadReport.
+        lacks_adapter: whether the request's adapter is neither there nor on its way.
     """
 
     wait_s: float
@@ -54,6 +59,9 @@ class ReplicaLoad(NamedTuple):
     decode_step_s: float
     decode_sequence_s: float
     silence_s: float = 0.0
+    adapter_load_s: float = 0.0
+    num_free_adapter_slots: int = 0
+    lacks_adapter: bool = False
 
 
 class CostWeights(NamedTuple):
@@ -80,7 +88,8 @@ def cost_s(request: RequestCost, load: ReplicaLoad, num_cached_blocks: int, weig
       everyone who runs there, and everyone loses it to them, for as long as the request decodes;
     - eviction: blocks that its prompt pushes out of the cache, as far as they would have been used again;
     - silence: whoever has been silent for some time may be so for as long again;
-    - shortage: blocks that must first be freed by sequences that end, one block per `block_size` steps of each.
+    - shortage: blocks that must first be freed by sequences that end, one block per `block_size` steps of each;
+    - its adapter, where that has to be loaded: see adapter_s.
     """
     prefill_s = request.uncached_tokens(num_cached_blocks) / load.prefill_tokens_per_s
     cost = load.wait_s + load.silence_s + prefill_s * (1.0 + weights.crowding)
@@ -94,4 +103,13 @@ def cost_s(request: RequestCost, load: ReplicaLoad, num_cached_blocks: int, weig
     if new_blocks > load.free_blocks:
         missing = new_blocks - load.free_blocks
         cost += missing * load.block_size * load.decode_step_s / max(load.num_sequences, 1)
-    return cost
+    return cost + adapter_s(request, load)
+
+
+def adapter_s(request: RequestCost, load: ReplicaLoad) -> float:
+    """Seconds until the request's adapter can be used: its load, and before it, if those in use leave no slot, about
+    what a request takes to decode."""
+    if not load.lacks_adapter:
+        return 0.0
+    wait_s = 0.0 if load.num_free_adapter_slots else request.output_tokens * load.decode_step_s
+    return load.adapter_load_s + wait_s

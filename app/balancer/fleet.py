@@ -7,8 +7,10 @@ from collections.abc import Container, Hashable, Iterable, Sequence
 from heapq import heappush
 from typing import Protocol
 
+from app.balancer.adapter_residence import AdapterResidence
 from app.balancer.booking import Booking
 from app.balancer.cost import (
+    DEFAULT_ADAPTER_LOAD_S,
     DEFAULT_DECODE_SEQUENCE_S,
     DEFAULT_DECODE_STEP_S,
     DEFAULT_PREFILL_TOKENS_PER_S,
@@ -88,6 +90,7 @@ class Fleet:
         order: slots by `free_at`.
         index: blocks that replicas have published as stored.
         expected: blocks that prompts booked but not yet computed will store.
+        adapters: who has which adapter.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Fleet:
         self.order: FreeOrder = order if order is not None else LoadOrder()
         self.index: BlockIndex = index if index is not None else PrefixIndex()
         self.expected: BlockIndex = expected if expected is not None else PrefixIndex()
+        self.adapters = AdapterResidence()
         self.replica_ids: list[str] = []
         self.free_at = array("d")
         self.num_sequences = array("q")
@@ -114,6 +118,8 @@ class Fleet:
         self.num_free_blocks = array("q")
         self.num_empty_blocks = array("q")
         self.block_sizes = array("q")
+        self.adapter_load_s = array("d")
+        self.num_free_adapter_slots = array("q")
         self.loads: list[LoadReport] = []
         self._vacant: list[int] = []
         self._slots: dict[str, int] = {}
@@ -121,6 +127,8 @@ class Fleet:
         # would be favoured or shunned, and stay as they are.
         self._rates = (0.0, 0.0, 0.0)
         self._rates_stale = True
+        # Of the few that have loaded any.
+        self._adapter_loads: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -157,6 +165,8 @@ class Fleet:
         self.order.remove(slot)
         self.index.drop(slot)
         self.expected.drop(slot)
+        self.adapters.drop(slot)
+        self._adapter_loads.pop(slot, None)
         self.replica_ids[slot] = ""
         self.num_sequences[slot] = self.num_blocks_taken[slot] = 0
         self.free_at[slot] = 0.0
@@ -173,8 +183,13 @@ class Fleet:
         self.running_tokens[slot] = load.num_running_tokens
         self.num_free_blocks[slot], self.num_empty_blocks[slot] = load.num_free_blocks, load.num_empty_blocks
         self.cache_age_s[slot] = load.cache_age_s
+        self.num_free_adapter_slots[slot] = load.num_free_adapter_slots
+        self.adapters.tell(slot, load.adapters)
+        if load.adapter_load_s:
+            self._adapter_loads[slot] = load.adapter_load_s
         self._rates_stale = True
         self.prefill_rates[slot], self.decode_step_s[slot], self.decode_sequence_s[slot] = self.rates(slot)
+        self.adapter_load_s[slot] = load.adapter_load_s or _mean(self._adapter_loads.values()) or DEFAULT_ADAPTER_LOAD_S
         self.set_free_at(slot, free_at)
 
     def set_free_at(self, slot: int, free_at: float) -> None:
@@ -215,8 +230,8 @@ class Fleet:
         prefill, step, sequence = self._rates
         return load.prefill_tokens_per_s or prefill, load.decode_step_s or step, load.decode_sequence_s or sequence
 
-    def load_of(self, slot: int) -> ReplicaLoad:
-        """The load as the cost takes it."""
+    def load_of(self, slot: int, adapter: str = "") -> ReplicaLoad:
+        """The load as the cost takes it, for a request that wants this adapter."""
         taken = self.num_blocks_taken[slot]
         silence_s = self.now - self.heard_at[slot]
         return ReplicaLoad(
@@ -230,6 +245,9 @@ class Fleet:
             self.decode_step_s[slot],
             self.decode_sequence_s[slot],
             silence_s if silence_s > self.silent_after_s else 0.0,
+            self.adapter_load_s[slot],
+            self.num_free_adapter_slots[slot],
+            bool(adapter) and not self.adapters.holders(adapter) >> slot & 1,
         )
 
     def emptiest(self, among: int) -> int:
@@ -241,7 +259,7 @@ class Fleet:
         return (
             *(self.free_at, self.prefill_rates, self.decode_step_s, self.decode_sequence_s, self.cache_age_s),
             *(self.heard_at, self.num_sequences, self.num_free_blocks, self.num_empty_blocks, self.num_blocks_taken),
-            *(self.block_sizes, self.running_tokens),
+            *(self.block_sizes, self.running_tokens, self.adapter_load_s, self.num_free_adapter_slots),
         )
 
     def _moved(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from app.balancer.booking import Booking
+from app.balancer.cost import adapter_s
 from app.balancer.fleet import Fleet
 
 
@@ -35,7 +36,10 @@ class Ledger:
 
     def put(self, booking: Booking, now: float) -> None:
         """Enter a booking that the fleet has taken on at its slot."""
-        booking.replica_id = self._fleet.replica_ids[booking.slot]
+        fleet, slot, cost = self._fleet, booking.slot, booking.cost
+        booking.replica_id = fleet.replica_ids[slot]
+        booking.predicted_adapter_s = adapter_s(cost, fleet.load_of(slot, cost.adapter)) if cost.adapter else 0.0
+        fleet.adapters.expect(slot, cost.adapter)
         booking.reported = False
         booking.booked_at = now
         booking.is_expected = True
@@ -61,6 +65,7 @@ class Ledger:
         """A prompt has been computed: its blocks are published by now."""
         if booking.is_expected:
             self._fleet.stop_expecting(booking)
+            self._fleet.adapters.stop_expecting(booking.slot, booking.cost.adapter)
             booking.is_expected = False
 
     def admit(self, replica_id: str, keys: Iterable[int]) -> None:

@@ -27,7 +27,7 @@ from engine.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _POINTER, _I64, _F64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _PUBLISHED, _EXPECTED = 0, 1
 
@@ -35,6 +35,7 @@ _PUBLISHED, _EXPECTED = 0, 1
 _COLUMNS = (
     *("free_at", "prefill_rates", "decode_step_s", "decode_sequence_s", "cache_age_s", "heard_at"),
     *("num_sequences", "num_free_blocks", "num_empty_blocks", "num_blocks_taken", "block_sizes"),
+    *("adapter_load_s", "num_free_adapter_slots"),
 )
 
 
@@ -45,7 +46,7 @@ class _FleetView(ctypes.Structure):
 
 
 # QuirePlaceParams, written and read at once rather than field by field: what is asked, and the answer.
-_QUESTION = struct.Struct("=QQqqqqqqdddddddq")
+_QUESTION = struct.Struct("=QQqqqqqqdddddddqQq")
 _ANSWER = struct.Struct("=qqdqddd")
 
 
@@ -203,13 +204,16 @@ class NativePlacer(Placer):
         cost, weights = booking.cost, policy.weights
         chain, chain_length = packed(booking).buffer_info()
         if among is not self._among:
-            self._among, self._bits = among, array("B", among.to_bytes(among.bit_length() // 8 + 1, "little"))
+            self._among, self._bits = among, _bytes_of(among)
         bits, num_bytes = self._bits.buffer_info()
+        # Kept until the call is over.
+        holders = _bytes_of(fleet.adapters.holders(cost.adapter)) if cost.adapter else None
         _QUESTION.pack_into(
             *(params, 0, chain, bits, chain_length, num_bytes),
             *(cost.prompt_tokens, cost.block_size, cost.output_tokens, cost.num_sequences),
             *(fleet.now, policy.crowding(fleet), weights.reuse, weights.reuse_half_life_s),
             *(fleet.silent_after_s, policy.lane_mean_s(fleet), hold_s, reserves),
+            *(holders.buffer_info() if holders is not None else (0, 0)),
         )
         if fleet.core.place(fleet.core.handle, self._address):
             # Out of memory: Python asks for less of it at once.
@@ -233,6 +237,11 @@ def packed(booking: Booking) -> array[int]:
     if booking.packed_hashes is None:
         booking.packed_hashes = _keys(booking.cost.block_hashes)
     return booking.packed_hashes
+
+
+def _bytes_of(bitmap: int) -> array[int]:
+    """A bitmap as the core takes it; at least one byte."""
+    return array("B", bitmap.to_bytes(bitmap.bit_length() // 8 + 1, "little"))
 
 
 def _keys(hashes: Iterable[Hashable]) -> array[int]:

@@ -52,8 +52,9 @@ class Policy(Protocol):
 class CheapestPolicy:
     """The replica of the least cost in seconds; of equals the one that has been idle for longest.
 
-    Replicas that hold equally much of the prompt are visited from the emptiest on, until waiting alone costs more than
-    the best found. So a decision prices the holders and a few others, however many replicas there are.
+    Replicas that hold equally much of the prompt, and all have its adapter or all lack it, are visited from the
+    emptiest on, until waiting alone costs more than the best found. So a decision prices the holders and a few others,
+    however many replicas there are.
 
     In a fleet of some size, every other replica is the lane of long prompts, and the short ones stay out of it while
     that costs them next to nothing. A prompt that takes many times the mean blocks whoever comes back to its replica;
@@ -67,8 +68,12 @@ class CheapestPolicy:
     def choose(self, request: RequestCost, fleet: Fleet, among: int) -> Choice:
         best: Choice | None = None
         weights = self.weights._replace(crowding=self.crowding(fleet))
+        # Of many alike only the emptiest are priced: those that have the adapter, and those that have not.
+        has_adapter = fleet.adapters.holders(request.adapter) if request.adapter else 0
         for num_blocks, holders in fleet.overlaps(request, among):
-            best = self._cheapest_of(holders, num_blocks, request, fleet, weights, best)
+            for alike in (holders & has_adapter, holders & ~has_adapter):
+                if alike:
+                    best = self._cheapest_of(alike, num_blocks, request, fleet, weights, best)
         assert best is not None, "there is a replica to choose"
         return best
 
@@ -110,7 +115,7 @@ class CheapestPolicy:
                     break
                 if wait_s + prefill_s * crowding + lane_s >= best.cost_s:
                     continue
-            cost = cost_s(request, fleet.load_of(slot), num_blocks, weights) + lane_s
+            cost = cost_s(request, fleet.load_of(slot, request.adapter), num_blocks, weights) + lane_s
             if best is None or cost < best.cost_s:
                 best = Choice(slot, num_blocks, cost)
         return best

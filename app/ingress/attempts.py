@@ -177,10 +177,10 @@ class Attempts:
         num_tokens = len(request.prompt_token_ids) + produced
         hashing = self._links.hashing
         if hashing is None:
-            return RequestCost(num_tokens, expected, params.n)
+            return RequestCost(num_tokens, expected, params.n, adapter=request.adapter)
         fingerprint, block_size = hashing
         chain = prompt_chain(request, fingerprint, block_size)
-        return RequestCost(num_tokens, expected, params.n, chain, block_size)
+        return RequestCost(num_tokens, expected, params.n, chain, block_size, request.adapter)
 
     # Calling
 

@@ -21,6 +21,8 @@ class Receipt:
         replica: its id in Serve; None until it was placed.
         expected_cached_tokens, cached_tokens: of the prompt, as the balancer's index had it and as the engine found it.
         predicted_wait_s, wait_s: from its placement on that replica to its first step there.
+        predicted_adapter_s: until its adapter could be used there, 0 where it was resident or nearly so; `wait_s` has
+            it in it.
         predicted_cost_s: what the balancer chose by; seconds for policies that count in them.
         num_attempts: submissions, more than one if a replica was lost or drained.
     """
@@ -31,6 +33,7 @@ class Receipt:
     cached_tokens: int | None = None
     predicted_wait_s: float | None = None
     wait_s: float | None = None
+    predicted_adapter_s: float | None = None
     predicted_cost_s: float | None = None
     num_attempts: int = 0
 
@@ -41,6 +44,7 @@ class Receipt:
             self.replica = route.replica_id
             self.expected_cached_tokens = route.cached_tokens
             self.predicted_wait_s = route.wait_s
+            self.predicted_adapter_s = route.adapter_s
             self.predicted_cost_s = route.cost_s
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,6 +56,7 @@ class Receipt:
             "cached_tokens": self.cached_tokens,
             "predicted_wait_s": _rounded(self.predicted_wait_s),
             "wait_s": _rounded(self.wait_s),
+            "predicted_adapter_s": _rounded(self.predicted_adapter_s),
             "predicted_cost_s": _rounded(self.predicted_cost_s),
             "num_attempts": self.num_attempts,
         }

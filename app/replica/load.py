@@ -125,4 +125,7 @@ def load_report(stats: EngineStats, meter: RateMeter, cache_age_s: float, admitt
         decode_step_s=meter.decode_step_s,
         decode_sequence_s=meter.decode_sequence_s,
         admitted=admitted,
+        adapters=stats.adapters.resident,
+        num_free_adapter_slots=stats.adapters.num_free_slots,
+        adapter_load_s=stats.adapters.load_s / max(stats.adapters.num_loads, 1),
     )

@@ -108,6 +108,9 @@ class LoadReporter:
         return encode_load(load_report(stats, self._meter, self._blocks.cache_age_s, admitted))
 
 
-def _queue_of(stats: EngineStats) -> tuple[int, ...]:
+def _queue_of(stats: EngineStats) -> tuple[object, ...]:
     """What a balancer must hear of at once."""
-    return stats.num_waiting, stats.num_running, stats.num_waiting_tokens, stats.num_preemptions
+    return (
+        *(stats.num_waiting, stats.num_running, stats.num_waiting_tokens, stats.num_preemptions),
+        stats.adapters.resident,
+    )

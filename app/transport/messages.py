@@ -153,6 +153,9 @@ class LoadReport:
         decode_step_s: measured seconds of a step that only decodes; 0 until known.
         decode_sequence_s: measured seconds that one more sequence adds to such a step; 0 until known.
         admitted: attempts of this ingress that the numbers include since the last report.
+        adapters: that are resident or being loaded.
+        num_free_adapter_slots: adapters that could be loaded without waiting for a request to end.
+        adapter_load_s: measured seconds until an adapter that is not there can be used; 0 until known.
     """
 
     num_blocks: int = 0
@@ -167,6 +170,9 @@ class LoadReport:
     decode_step_s: float = 0.0
     decode_sequence_s: float = 0.0
     admitted: tuple[int, ...] = ()
+    adapters: tuple[str, ...] = ()
+    num_free_adapter_slots: int = 0
+    adapter_load_s: float = 0.0
 
 
 _LOAD_FIELDS: dict[str, Callable[[Any], Any]] = {

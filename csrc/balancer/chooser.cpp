@@ -24,6 +24,22 @@ public:
     bool has(uint32_t slot) const { return (slot >> 3) < bytes_.size() && (bytes_[slot >> 3] >> (slot & 7) & 1); }
     void clear(uint32_t slot) { bytes_[slot >> 3] &= static_cast<uint8_t>(~(1u << (slot & 7))); }
 
+    // Those of these that `other` has too.
+    Bitmap within(const uint8_t* other, int64_t num_bytes) const {
+        Bitmap found = *this;
+        for (size_t at = 0; at < bytes_.size(); ++at) {
+            found.bytes_[at] &= static_cast<int64_t>(at) < num_bytes ? other[at] : 0;
+        }
+        return found;
+    }
+
+    // The others than `part`, which is of these.
+    Bitmap without(const Bitmap& part) const {
+        Bitmap found = *this;
+        for (size_t at = 0; at < bytes_.size(); ++at) found.bytes_[at] ^= part.bytes_[at];
+        return found;
+    }
+
     size_t count() const {
         size_t total = 0;
         for (uint8_t byte : bytes_) total += static_cast<size_t>(__builtin_popcount(byte));
@@ -95,8 +111,34 @@ public:
         params.cost_s = std::numeric_limits<double>::infinity();
     }
 
-    // Price the emptiest of `holders`.
+    // Price the emptiest of `holders`: those that have the request's adapter, and those that have not.
     void consider(Slots holders, int64_t num_blocks) {
+        if (params_.adapter_holders != nullptr) {
+            Slots lacking;
+            const auto has_it = [&](uint32_t slot) { return !lacks_adapter(params_, slot); };
+            const auto middle = std::stable_partition(holders.begin(), holders.end(), has_it);
+            lacking.assign(middle, holders.end());
+            holders.erase(middle, holders.end());
+            if (!holders.empty()) consider_alike(std::move(holders), num_blocks);
+            if (!lacking.empty()) consider_alike(std::move(lacking), num_blocks);
+            return;
+        }
+        consider_alike(std::move(holders), num_blocks);
+    }
+
+    // The same of all slots in `rest`, found by the order of the fleet.
+    void consider_rest(const Bitmap& rest, const LoadOrder& order) {
+        if (params_.adapter_holders != nullptr) {
+            const Bitmap having = rest.within(params_.adapter_holders, params_.adapter_bytes);
+            consider_rest_alike(having, order);
+            consider_rest_alike(rest.without(having), order);
+            return;
+        }
+        consider_rest_alike(rest, order);
+    }
+
+private:
+    void consider_alike(Slots holders, int64_t num_blocks) {
         if (holders.size() > kMaxSorted) {
             Slots even, odd;
             for (uint32_t slot : holders) (slot & 1 ? odd : even).push_back(slot);
@@ -110,8 +152,7 @@ public:
         price(std::move(holders), num_blocks);
     }
 
-    // The same of all slots in `rest`, found by the order of the fleet.
-    void consider_rest(const Bitmap& rest, const LoadOrder& order) {
+    void consider_rest_alike(const Bitmap& rest, const LoadOrder& order) {
         const size_t count = rest.count();
         if (count == 0) return;
         if (count <= kMaxSorted) {
@@ -130,7 +171,6 @@ public:
         price(std::move(found), 0);
     }
 
-private:
     struct Emptier {
         const double* free_at;
         bool operator()(uint32_t a, uint32_t b) const {

@@ -15,6 +15,21 @@ inline double wait_s(const QuireFleetView& view, uint32_t slot, double now) {
     return std::max(view.free_at[slot] - now, 0.0);
 }
 
+// Whether the request is for an adapter that is neither there nor on its way.
+inline bool lacks_adapter(const QuirePlaceParams& request, uint32_t slot) {
+    if (request.adapter_holders == nullptr) return false;
+    const int64_t byte = slot >> 3;
+    return byte >= request.adapter_bytes || !(request.adapter_holders[byte] >> (slot & 7) & 1);
+}
+
+inline double adapter_s(const QuireFleetView& view, const QuirePlaceParams& request, uint32_t slot) {
+    if (!lacks_adapter(request, slot)) return 0.0;
+    const double wait_s = view.num_free_adapter_slots[slot] != 0
+                              ? 0.0
+                              : static_cast<double>(request.output_tokens) * view.decode_step_s[slot];
+    return view.adapter_load_s[slot] + wait_s;
+}
+
 inline double cost_s(const QuireFleetView& view, const QuirePlaceParams& request, uint32_t slot, int64_t num_cached) {
     const double rate = view.prefill_rates[slot];
     const int64_t uncached = std::max<int64_t>(request.prompt_tokens - num_cached * request.block_size, 1);
@@ -42,7 +57,7 @@ inline double cost_s(const QuireFleetView& view, const QuirePlaceParams& request
         cost += static_cast<double>(missing) * view.decode_step_s[slot] /
                 static_cast<double>(std::max<int64_t>(num_sequences, 1));
     }
-    return cost;
+    return cost + adapter_s(view, request, slot);
 }
 
 }  // namespace quire

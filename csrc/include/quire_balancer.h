@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define QUIRE_BALANCER_ABI_VERSION 2
+#define QUIRE_BALANCER_ABI_VERSION 3
 #define QUIRE_BALANCER_API __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -33,6 +33,8 @@ typedef struct QuireFleetView {
     const int64_t* num_empty_blocks;  /* of these, without content, less the same */
     int64_t* num_blocks_taken;        /* by bookings */
     const int64_t* block_sizes;
+    const double* adapter_load_s;           /* until an adapter that is not there can be used */
+    const int64_t* num_free_adapter_slots;  /* 0: before that, a request that has another one must end */
 } QuireFleetView;
 
 typedef struct QuirePlaceParams {
@@ -52,6 +54,8 @@ typedef struct QuirePlaceParams {
     double mean_prefill_s; /* 0 makes no lanes */
     double hold_s;         /* a longer wait than this for queued prompts is not booked; infinity books any */
     int64_t reserves;      /* what is not booked for its wait still makes the slot's queue longer */
+    const uint8_t* adapter_holders; /* as `among`: who has the request's adapter; NULL if it is for the base */
+    int64_t adapter_bytes;
     /* The answer. */
     int64_t slot; /* -1: nobody to choose from */
     int64_t num_cached_blocks;

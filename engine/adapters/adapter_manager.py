@@ -231,7 +231,6 @@ class AdapterManager:
             return None
         resident = self._resident[name] = _Resident(self._free_slots.pop(), num_bytes, self._loader.start(adapter))
         self._num_bytes += num_bytes
-        self._num_loads += 1
         self._loading[name] = resident
         self._finish_load(name, resident)
         return resident
@@ -243,6 +242,7 @@ class AdapterManager:
             prepared, seconds = resident.loading.result()
             resident.loading = None
             del self._loading[name]
+            self._num_loads += 1
             self._load_s += seconds
             self._loads[resident.slot] = AdapterLoad(resident.slot, self._known[name][0], prepared)
 

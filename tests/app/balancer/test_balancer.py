@@ -356,3 +356,77 @@ def test_nothing_stays_held_when_its_replicas_go() -> None:
     assert balancer.replica_of(2) is None
     balancer.release(2)
     assert balancer.num_bookings == 1
+
+
+def adapted(*adapters: str, num_free_slots: int = 1, num_waiting_tokens: int = 0) -> LoadReport:
+    return replace(
+        LOAD,
+        adapters=adapters,
+        num_free_adapter_slots=num_free_slots,
+        adapter_load_s=0.5,
+        num_waiting_tokens=num_waiting_tokens,
+    )
+
+
+@pytest.mark.parametrize("use_native", [False, True])
+def test_a_request_goes_where_its_adapter_is_unless_that_costs_more_than_loading_it(use_native: bool) -> None:
+    balancer = Balancer(use_native=use_native, clock=Clock())
+    sql, base = COST._replace(adapter="sql"), COST
+    for name, load in (("a", adapted()), ("b", adapted("chat", "sql")), ("c", adapted("chat"))):
+        balancer.add_replica(name, 16, load)
+    assert balancer.book(1, sql).replica_id == "b"
+    assert balancer.book(2, base).replica_id == "a", "the base is everywhere"
+    for key in (1, 2):
+        balancer.release(key)
+    # A queue of 0.4 s is shorter than a load of 0.5 s, one of 0.6 s is not.
+    balancer.report("b", adapted("chat", "sql", num_waiting_tokens=400))
+    assert balancer.book(3, sql).replica_id == "b"
+    balancer.release(3)
+    balancer.report("b", adapted("chat", "sql", num_waiting_tokens=600))
+    assert balancer.book(4, sql).replica_id == "a"
+    receipt = balancer.receipt(4)
+    assert receipt is not None
+    assert receipt.adapter_s == pytest.approx(0.5)
+    # What is booked there brings the adapter: the next one need not pay for it, wherever the queue is shorter.
+    assert balancer.book(5, sql).replica_id == "a"
+    following = balancer.receipt(5)
+    assert following is not None
+    assert following.adapter_s == 0.0
+
+
+@pytest.mark.parametrize("use_native", [False, True])
+def test_a_replica_whose_slots_are_in_use_is_no_place_for_another_adapter(use_native: bool) -> None:
+    balancer = Balancer(use_native=use_native, clock=Clock())
+    balancer.add_replica("full", 16, adapted("chat", num_free_slots=0))
+    balancer.add_replica("roomy", 16, adapted("chat", num_waiting_tokens=300))
+    # A wait of 0.3 s there, of 20 tokens at 20 ms here.
+    assert balancer.book(1, COST._replace(adapter="sql")).replica_id == "roomy"
+    assert balancer.book(2, COST._replace(adapter="chat")).replica_id == "full"
+
+
+@pytest.mark.parametrize("use_native", [False, True])
+def test_the_one_replica_of_many_that_has_the_adapter_is_found(use_native: bool) -> None:
+    balancer = Balancer(use_native=use_native, clock=Clock())
+    for number in range(40):
+        # The emptiest ones, which alone are looked at among so many alike, lack it.
+        has_it = number == 37
+        load = adapted("sql", num_waiting_tokens=200) if has_it else adapted(num_waiting_tokens=number)
+        balancer.add_replica(f"r{number}", 16, load)
+    assert balancer.book(1, COST._replace(adapter="sql")).replica_id == "r37"
+
+
+def test_what_a_replica_takes_with_it() -> None:
+    balancer = Balancer(clock=Clock())
+    balancer.add_replica("a", 16, adapted("sql"))
+    balancer.book(1, COST._replace(adapter="chat"))
+    assert balancer.remove_replica("a") == [1]
+    balancer.add_replica("b", 16, adapted())
+    sql = COST._replace(adapter="sql")
+    assert balancer.book(2, sql).replica_id == "b"
+    receipt = balancer.receipt(2)
+    assert receipt is not None
+    assert receipt.adapter_s == pytest.approx(0.5), "what a had is gone"
+    balancer.computed(2)
+    balancer.release(2)
+    balancer.release(1)
+    assert balancer._fleet.adapters.holders("chat") == 0

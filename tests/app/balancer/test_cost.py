@@ -50,3 +50,12 @@ def test_evicting_costs_what_would_have_been_used_again() -> None:
     assert cost(full, weights=weights) == pytest.approx(0.1 + 5 * 0.5 * 0.016)
     assert cost(full._replace(cache_age_s=60.0), weights=weights) == pytest.approx(0.1 + 5 * 0.25 * 0.016)
     assert cost(IDLE, weights=weights) == pytest.approx(0.1)
+
+
+def test_an_adapter_that_is_not_there_is_loaded_and_may_have_to_wait_for_a_slot() -> None:
+    there = IDLE._replace(adapter_load_s=0.7)
+    lacking = there._replace(lacks_adapter=True, num_free_adapter_slots=2)
+    assert cost(there) == cost(IDLE)
+    assert cost(lacking) - cost(IDLE) == pytest.approx(0.7)
+    # About the 10 steps of 0.1 s that a request decodes for.
+    assert cost(lacking._replace(num_free_adapter_slots=0)) - cost(lacking) == pytest.approx(10 * 0.1)

@@ -15,6 +15,8 @@ from app.balancer.prefix_index import PrefixIndex
 from app.transport.messages import LoadReport
 from engine.errors import ConfigError
 
+ADAPTERS = ("sql", "chat", "rare")
+
 needs_library = pytest.mark.skipif(not native.is_available(), reason="libquire_balancer.so is not built")
 
 
@@ -40,6 +42,9 @@ def report_of(draw: random.Random, admitted: tuple[int, ...] = ()) -> LoadReport
         decode_step_s=draw.choice([0.0, draw.uniform(0.005, 0.1)]),
         decode_sequence_s=draw.choice([0.0, draw.uniform(1e-5, 1e-2)]),
         admitted=admitted,
+        adapters=tuple(draw.sample(ADAPTERS, draw.randint(0, 2))),
+        num_free_adapter_slots=draw.randint(0, 2),
+        adapter_load_s=draw.choice([0.0, draw.uniform(0.01, 2.0)]),
     )
 
 
@@ -80,7 +85,8 @@ def test_both_decide_alike_whatever_happens(seed: int, num_replicas: int) -> Non
             ["book", "book", "book", "report", "blocks", "blocks", "computed", "release", "wait", "rare"]
         ):
             case "book":
-                cost = RequestCost(16 * len(chain) + draw.randint(1, 400), draw.randint(1, 300), 1, chain)
+                prompt_tokens, adapter = 16 * len(chain) + draw.randint(1, 400), draw.choice(["", *ADAPTERS])
+                cost = RequestCost(prompt_tokens, draw.randint(1, 300), 1, chain, adapter=adapter)
                 excluded = draw.sample(names, draw.choice([0, 0, 1]))
                 pair.both("book", step, cost, excluded)
                 num_placed += pair.both("receipt", step) is not None
@@ -116,6 +122,9 @@ def test_both_decide_alike_whatever_happens(seed: int, num_replicas: int) -> Non
         pair.both("bookings_at", name)
         for column in ("free_at", "num_sequences", "num_blocks_taken"):
             assert getattr(pair.python._fleet, column) == getattr(pair.native._fleet, column), column
+        for adapter in ADAPTERS:
+            holders = pair.python._fleet.adapters.holders(adapter)
+            assert holders == pair.native._fleet.adapters.holders(adapter)
     assert num_placed > 4
     for balancer in (pair.python, pair.native):
         for key in keys:

@@ -59,7 +59,7 @@ class ScriptedClient:
         if self.refusal is not None:
             raise self.refusal
         if receipt is not None:
-            receipt.placed(RouteReceipt("replica-1", 16, 0.25, 0.5), 1)
+            receipt.placed(RouteReceipt("replica-1", 16, 0.25, 0.5, 0.0625), 1)
             receipt.cached_tokens, receipt.wait_s = self._num_cached_tokens, 0.125
         ended = False
         try:

@@ -20,6 +20,7 @@ EXPECTED = {
     "cached_tokens": 3,
     "predicted_wait_s": 0.25,
     "wait_s": 0.125,
+    "predicted_adapter_s": 0.0625,
     "predicted_cost_s": 0.5,
     "num_attempts": 1,
 }

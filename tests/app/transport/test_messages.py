@@ -93,7 +93,7 @@ def test_a_malformed_step_is_refused(frame: bytes) -> None:
 
 
 def test_a_load_of_another_version_is_understood_as_far_as_it_goes() -> None:
-    load = LoadReport(num_blocks=10, num_free_blocks=3, decode_step_s=0.5, admitted=(4, 5))
+    load = LoadReport(num_blocks=10, num_free_blocks=3, decode_step_s=0.5, admitted=(4, 5), adapters=("sql", "chat"))
     assert decode_load(parse(encode_load(load))) == load
     newer = encode_frame(Kind.LOAD, {"num_blocks": 10, "swap_blocks": 7})
     assert decode_load(parse(newer)) == LoadReport(num_blocks=10)
