@@ -6,12 +6,14 @@
 // sleep on a condition variable.
 //
 // A core that another process keeps busy is a helper's for one scheduler slice of some milliseconds, and then the other's
-// for as long, while the caller waits for the item that the helper holds. So once that was seen, helpers are only called
-// for less than a slice at a time and then left asleep (Turns): they wake to a fresh slice, and are not cut off in it.
+// for as long, while the caller waits for the item that the helper holds. So once that was seen twice in a short time,
+// helpers are only called for less than a slice at a time and then left asleep (Turns): they wake to a fresh slice, and
+// are not cut off in it.
 #include "thread_pool.h"
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include <atomic>
 #include <chrono>
@@ -27,7 +29,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::microseconds kSpin{30};
+constexpr std::chrono::microseconds kSpin{100};
 
 void pause() {
 #if defined(__x86_64__)
@@ -41,6 +43,39 @@ constexpr uint64_t kActive = 1;
 constexpr uint64_t kTicket = uint64_t{1} << 16;
 constexpr uint64_t kGeneration = uint64_t{1} << 32;
 
+// How long a thread did not run although it wanted to: another process had its core. A long item that kept its core lost
+// nothing, however long it was.
+class LostTime {
+public:
+    // Count from now: the thread has slept.
+    void restart() {
+        wall_ = Clock::now();
+        running_ = running();
+    }
+
+    // Whether the job begun at `began`, or those before it, lost much. The clock of a thread's own time is a slow one, so
+    // jobs too short to have lost much are not looked at.
+    bool was_cut_off(Clock::time_point began) {
+        if (Clock::now() - began < kMuch) return false;
+        const Clock::time_point wall = wall_;
+        const Clock::duration running = running_;
+        restart();
+        return (wall_ - wall) - (running_ - running) > kMuch;
+    }
+
+private:
+    static constexpr std::chrono::microseconds kMuch{500};
+
+    static Clock::duration running() {
+        timespec time{};
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+        return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
+    }
+
+    Clock::time_point wall_{};
+    Clock::duration running_{};
+};
+
 // When helpers may be called.
 class Turns {
 public:
@@ -48,20 +83,23 @@ public:
         return now >= contended_until_ || (now - contended_since_) % (kWork + kRest) >= kRest;
     }
 
-    // The caller has waited from `begin` to `end` for the helpers' last items.
-    void waited(Clock::time_point begin, Clock::time_point end) {
-        if (end - begin < kStall) return;
-        contended_since_ = end;
-        contended_until_ = end + kContended;
+    // A helper was cut off in an item, and the caller has waited for it.
+    void cut_off(Clock::time_point now) {
+        // Once is chance: a kernel thread ran. Another process comes back with its next slice.
+        if (now - cut_off_ < kAgain) {
+            contended_since_ = now;
+            contended_until_ = now + kContended;
+        }
+        cut_off_ = now;
     }
 
 private:
-    static constexpr std::chrono::microseconds kStall{500};  // several times the longest item
     static constexpr std::chrono::microseconds kWork{1500};
     static constexpr std::chrono::microseconds kRest{2500};
-    static constexpr std::chrono::milliseconds kContended{200};
+    static constexpr std::chrono::milliseconds kContended{100};
+    static constexpr std::chrono::milliseconds kAgain{15};
 
-    Clock::time_point contended_since_{}, contended_until_{};
+    Clock::time_point cut_off_{}, contended_since_{}, contended_until_{};
 };
 
 int tickets_of(uint64_t state) { return static_cast<int>((state >> 16) & 0xffff); }
@@ -106,10 +144,9 @@ private:
             if (active_of(state_.load(std::memory_order_acquire)) == 0) return;
             pause();
         }
-        // A helper's item is a long one, or it was preempted in the middle of it.
-        const Clock::time_point begin = Clock::now();
+        // A helper's item is a long one, or it was cut off in the middle of it.
         while (active_of(state_.load(std::memory_order_acquire)) > 0) std::this_thread::yield();
-        turns_.waited(begin, Clock::now());
+        if (cut_off_.exchange(false, std::memory_order_relaxed)) turns_.cut_off(Clock::now());
     }
 
     // Helpers that there are, at most `wanted`; called under run_mutex_.
@@ -123,15 +160,18 @@ private:
     }
 
     void help() {
+        LostTime lost;
         for (;;) {
-            uint64_t state = wait_for_ticket();
+            uint64_t state = wait_for_ticket(&lost);
             if (!state_.compare_exchange_strong(state, state - kTicket + kActive)) continue;
+            const Clock::time_point began = Clock::now();
             work();
+            if (lost.was_cut_off(began)) cut_off_.store(true, std::memory_order_relaxed);
             state_.fetch_sub(kActive, std::memory_order_release);
         }
     }
 
-    uint64_t wait_for_ticket() {
+    uint64_t wait_for_ticket(LostTime* lost) {
         const Clock::time_point deadline = Clock::now() + kSpin;
         do {
             for (int i = 0; i < 32; ++i) {
@@ -146,6 +186,7 @@ private:
         uint64_t state = state_.load();
         for (; tickets_of(state) == 0; state = state_.load()) wake_.wait(lock);
         sleepers_.fetch_sub(1);
+        lost->restart();
         return state;
     }
 
@@ -160,6 +201,8 @@ private:
     int64_t num_items_ = 0;
     alignas(64) std::atomic<int64_t> next_item_{0};
     alignas(64) std::atomic<uint64_t> state_{0};
+
+    std::atomic<bool> cut_off_{false};  // a helper was, in the job in flight
 
     std::atomic<int> sleepers_{0};
     std::mutex sleep_mutex_;
