@@ -52,7 +52,9 @@ int gather_logits(const Step& step) {
 int64_t logits_stride(const Step& step) {
     const QuireDecoderParams& p = step.model;
     const bool whole = p.communicator == nullptr || p.communicator->rank() == 0;
-    return padded_to_panel(whole ? p.vocab_size : own_vocab(p).size());
+    if (!whole) return padded_to_panel(own_vocab(p).size());
+    // An odd number of panels: rows some power of two apart would fall into the same few lines of a cache.
+    return (num_panels(p.vocab_size) | 1) * kPanel;
 }
 
 int compute_logits(const Step& step) {
