@@ -16,6 +16,8 @@ from engine.model_config import ModelConfig
 from engine.request import EngineRequest
 from engine.sampling_params import SamplingParams
 
+_PARTS = 4  # of a case, between which the machine is looked at
+
 
 class DecodeCase(NamedTuple):
     """Steps of `batch` sequences whose contexts grow by `num_steps` around `context` tokens."""
@@ -27,7 +29,7 @@ class DecodeCase(NamedTuple):
 
 class DecodeResult(NamedTuple):
     """Medians over a case's steps, in seconds; `floor` is the roofline's, by phase, or empty without one. `machine` is
-    what the machine reached right before the steps and right after."""
+    what the machine sustained before the steps, between each few of them, and after."""
 
     case: DecodeCase
     step_s: float
@@ -49,7 +51,6 @@ def measure_decode(engine: LLMEngine, case: DecodeCase, measure: Callable[[], Ma
     steps = decode_steps(engine, probe, case, None if measure is None else lambda: machine.append(measure()))
     floor = {}
     if measure is not None:
-        machine.append(measure())
         sizes = Sizes(probe.weight_bytes(), probe.kv_bytes_per_token())
         floor = _per_step(engine.model_config, sizes, steps, mean_of(machine))
     return DecodeResult(
@@ -63,29 +64,37 @@ def measure_decode(engine: LLMEngine, case: DecodeCase, measure: Callable[[], Ma
 
 
 def decode_steps(
-    engine: LLMEngine, probe: Probe, case: DecodeCase, before: Callable[[], None] | None = None
+    engine: LLMEngine, probe: Probe, case: DecodeCase, between: Callable[[], None] | None = None
 ) -> list[Step]:
-    """The case's steps, once every prompt is computed and `before` was called."""
+    """The case's steps, once every prompt is computed. `between` is called before them, a few times on the way and
+    after; the step that follows it is not counted, for it finds none of the weights in the caches."""
     rng = np.random.default_rng(0)
     # While the last prompts are computed the first sequences already decode, which takes a step a budget of prompts.
     head_start = case.batch * case.context // engine.config.max_num_batched_tokens
-    num_prompt = max(1, case.context - (head_start + case.num_steps) // 2)
-    params = SamplingParams(max_tokens=head_start + 2 * case.num_steps + 8, temperature=0.0, ignore_eos=True)
+    num_steps = case.num_steps + min(_PARTS, case.num_steps)
+    num_prompt = max(1, case.context - (head_start + num_steps) // 2)
+    params = SamplingParams(max_tokens=head_start + 2 * num_steps + 8, temperature=0.0, ignore_eos=True)
     vocab_size = engine.model_config.vocab_size
     for index in range(case.batch):
         engine.add_request(EngineRequest(f"decode-{index}", rng.integers(0, vocab_size, num_prompt).tolist(), params))
     decoding: list[Step] = []
+    between = between or (lambda: None)
     with probe.recording() as steps:
-        while len(decoding) < case.num_steps + 1:
+        cold = True
+        while len(decoding) < case.num_steps:
             if not engine.has_unfinished_requests:
                 raise ValueError(f"{case.batch} sequences of {case.context} tokens never decoded all together")
             engine.step()
-            if steps and _all_decode(steps[-1], case.batch):
-                if not decoding and before is not None:
-                    before()
+            if not steps or not _all_decode(steps[-1], case.batch):
+                continue
+            if cold:
+                between()
+            else:
                 decoding.append(steps[-1])
+            cold = not cold and len(decoding) % -(-case.num_steps // _PARTS) == 0
+    between()
     engine.abort_all("abort")
-    return decoding[1:]  # the first one follows a prompt, which has left nothing of the weights in the caches
+    return decoding
 
 
 def _all_decode(step: Step, batch: int) -> bool:

@@ -45,8 +45,8 @@ def decode_lines(result: DecodeResult) -> Iterator[str]:
     case = result.case
     yield from phase_lines(f"decode step, {case.batch} x {case.context}", result.phases, result.floor, "ms")
     ratio = "" if result.floor_ratio is None else f", {result.floor_ratio:.2f} x the roofline"
-    for when, rates in zip(("before", "after"), result.machine, strict=False):
-        yield f"  {when}: {next(machine_lines([rates]))}"
+    for number, rates in enumerate(result.machine, 1):
+        yield f"  reading {number} of {len(result.machine)}: {next(machine_lines([rates]))}"
     yield f"  median step {result.step_s * 1e3:.3f} ms{ratio}; Python's share {result.python_share:.1%}"
 
 

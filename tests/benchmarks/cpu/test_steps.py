@@ -90,9 +90,9 @@ def test_a_pool_too_small_for_the_case_is_said() -> None:
 
 
 def test_a_decode_case_beside_its_roofline(llm: LLM) -> None:
-    readings = iter([MachineRates(1, 1e9, {"float32": 1e9}), MachineRates(1, 3e9, {"float32": 3e9})])
-    result = measure_decode(llm.engine, DecodeCase(2, 30, 3), lambda: next(readings))
-    assert [rates.bytes_per_s for rates in result.machine] == [1e9, 3e9]
+    readings = iter([MachineRates(1, rate, {"float32": rate}) for rate in (1e9, 2e9, 3e9, 4e9, 5e9)])
+    result = measure_decode(llm.engine, DecodeCase(2, 30, 7), lambda: next(readings))
+    assert [rates.bytes_per_s for rates in result.machine] == [1e9, 2e9, 3e9, 4e9, 5e9], "of the four parts of 7 steps"
     assert set(result.floor) == {"gemm", "head", "attention"}
     assert result.floor_ratio == pytest.approx(result.step_s / sum(result.floor.values()))
     assert 0.0 < result.python_share < 1.0
