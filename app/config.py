@@ -276,6 +276,7 @@ class IngressArgs(Args):
         proxy: what stands before the ingress: Serve's own proxy, or HAProxy. The latter is switched on by
             RAY_SERVE_ENABLE_HA_PROXY=1 on every node before Ray starts there; the ingress checks that it was.
         keep_alive_s: a stream that has brought nothing for this long gets a comment line, so that proxies keep it open.
+        access_log: write a line for each request for tokens when it has ended: model, status, tokens and times.
     """
 
     num_replicas: int = Field(default=1, ge=1)
@@ -284,6 +285,7 @@ class IngressArgs(Args):
     api_keys: list[str] = Field(default_factory=list)
     proxy: Proxy = "serve"
     keep_alive_s: float = Field(default=5.0, gt=0)
+    access_log: bool = False
     graceful_shutdown_wait_loop_s: float = Field(default=0.2, gt=0)
     graceful_shutdown_timeout_s: float = Field(default=30.0, ge=0)
     health_check_period_s: float = Field(default=2.0, gt=0)

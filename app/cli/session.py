@@ -89,7 +89,7 @@ def _deploy(config: LoadedConfig) -> Any:
     from ray.serve._private.client import ServeControllerClient
     from ray.serve.config import gRPCOptions
     from ray.serve.context import _set_global_client
-    from ray.serve.schema import ServeDeploySchema
+    from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
@@ -101,7 +101,8 @@ def _deploy(config: LoadedConfig) -> Any:
     controller, proxies_ready = start_controller(
         http_options=schema.http_options.model_dump(),
         grpc_options=gRPCOptions(**schema.grpc_options.model_dump()),
-        global_logging_config=None,
+        # Of controller and proxies; the proxies' line for each request must be asked for.
+        global_logging_config=schema.logging_config or LoggingConfig(enable_access_log=False),
         global_tracing_config=None,
         controller_options=schema.controller_options,
         proxy_location=schema.proxy_location,

@@ -330,8 +330,13 @@ class Attempts:
             journal.finish()
             return
         self.counts.resubmitted += 1
-        logger.info(
-            "Request %s goes on elsewhere after %d tokens: %s", journal.request.request_id, journal.num_tokens, reason
+        # Told by sockets, too: in the request's context the line has its ids. A copy, as its call may run in that now.
+        attempt.context.copy().run(
+            logger.info,
+            "Request %s goes on elsewhere after %d tokens: %s",
+            journal.request.request_id,
+            journal.num_tokens,
+            reason,
         )
         self._submit(journal, attempt.context, num_failures, excluded)
 

@@ -33,6 +33,7 @@ from app.ingress.proxy_check import check_proxy, controller_has_haproxy, replica
 from app.ingress.replica_client import ReplicaSetClient
 from app.ingress.settings import HttpSettings
 from app.telemetry.application import ApplicationMetrics, IngressSamples
+from app.telemetry.logs import join_logs, origin_of_replica
 from app.telemetry.tracing import tracing_from_environment
 
 logger = logging.getLogger("ray.serve")
@@ -55,6 +56,7 @@ class Ingress:
     def __init__(
         self, models: Sequence[ModelArgs], settings: IngressArgs, engines: Mapping[str, DeploymentHandle[Any]]
     ) -> None:
+        join_logs(origin_of_replica().logging_config)
         self._settings = settings
         self._api_keys = ApiKeys(keys_of_environment())
         own = _own_models(models, engines)
@@ -77,6 +79,7 @@ class Ingress:
             max_body_bytes=self._settings.max_body_bytes,
             echo_request_id=False,
             keep_alive_s=self._settings.keep_alive_s,
+            access_log=self._settings.access_log,
         )
         return build_asgi_app(self._registry, http, self._api_keys, self._metrics, self._tracing)
 

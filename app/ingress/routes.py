@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from app.ingress.access_log import log_request
 from app.ingress.auth import ApiKeys
 from app.ingress.chat import ChatFormat, chat_generation
 from app.ingress.completions import CompletionFormat, completion_generation
@@ -59,6 +60,7 @@ class Routes:
         self._api_keys = api_keys
         self._max_body_bytes = settings.max_body_bytes
         self._keep_alive_s = settings.keep_alive_s
+        self._access_log = settings.access_log
         self._pacer: Pacer | None = None
         self._was_ready = False
 
@@ -153,6 +155,8 @@ class Routes:
     def _recorded(self, endpoint: str) -> Iterator[RequestRecord]:
         """Count a request that ends here without an answer; what is answered ends its record itself."""
         record = self._metrics.own.arrived(endpoint)
+        if self._access_log:
+            record.on_end = log_request
         if (trace := current_trace()) is not None:
             trace.record = record
         try:

@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.telemetry import spans
+from app.telemetry.logs import note_trace
 from app.telemetry.request_trace import RequestTrace
 from app.telemetry.tracing import Tracing
 
@@ -39,6 +40,7 @@ class TraceMiddleware:
             await send(message)
 
         with trace.active():
+            note_trace()
             try:
                 await self.app(scope, receive, send_traced)
             finally:

@@ -14,7 +14,8 @@ from ray import serve
 from app.replica.rank_actors import RankActors
 from app.replica.service import ReplicaService
 from app.replica.stream_server import StreamServer
-from app.telemetry.tracing import tracing_from_environment
+from app.telemetry.logs import join_logs, logged_as, origin_of_replica
+from app.telemetry.tracing import trace_id_of, tracing_from_environment
 from app.transport.cluster_secret import cluster_secret
 from app.transport.handshake import MAX_VERSION, MIN_VERSION
 from engine.async_engine import AsyncLLMEngine
@@ -39,6 +40,8 @@ class EngineReplica:
     def __init__(self, model_id: str, source: str, engine_options: dict[str, Any] | None = None) -> None:
         # Serve runs this on the user-code thread, so that loading holds up neither its health checks nor its RPCs.
         began = time.monotonic()
+        origin = origin_of_replica()
+        join_logs(origin.logging_config)
         self.model_id = model_id
         logger.info("Model %s: loading %s", model_id, source)
         config = EngineConfig.from_dict(engine_options or {})
@@ -48,7 +51,9 @@ class EngineReplica:
         )
         launcher = None
         if config.tensor_parallel_size > 1:
-            launcher = RankActors(_node_ip(), ray.util.get_current_placement_group(), config.tensor_parallel_size)
+            launcher = RankActors(
+                _node_ip(), ray.util.get_current_placement_group(), config.tensor_parallel_size, origin
+            )
         self._engine = AsyncLLMEngine.from_options(source, config, ProgressLog(model_id), launcher)
         self._engine.warm_up()
         self._epoch = uuid.uuid4().hex
@@ -100,9 +105,10 @@ class EngineReplica:
         trace: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Run a request to its end; see ReplicaService.generate. The call stays open so that Serve counts it."""
-        return await self._service.generate(
-            request, ingress_id=ingress_id, attempt=attempt, waited_s=waited_s, trace=trace
-        )
+        with logged_as(trace_id_of(trace)):
+            return await self._service.generate(
+                request, ingress_id=ingress_id, attempt=attempt, waited_s=waited_s, trace=trace
+            )
 
     def check_health(self) -> None:
         """Serve's health check: raises EngineDeadError if the engine has failed or hangs in a step."""

@@ -12,6 +12,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from app.telemetry.logs import LogOrigin, configure_rank_logs
 from engine.control import Invitation, serve_rank
 from engine.errors import ConfigError
 
@@ -23,8 +24,10 @@ _STOP_S = 10.0
 class RankActor:
     """The process of one rank. It ends with the replica that made it, which owns it."""
 
-    def serve(self, invitation: tuple[str, int, str, int]) -> None:
+    def serve(self, invitation: tuple[str, int, str, int], origin: LogOrigin | None) -> None:
         """Run until rank 0 says so, or has gone. Its failures reach rank 0 by the control channel."""
+        if origin is not None:
+            configure_rank_logs(LogOrigin(*origin), invitation[3])
         from engine.build import load_worker
 
         serve_rank(Invitation(*invitation), load_worker)
@@ -35,14 +38,19 @@ class RankActor:
 
 
 class RankActors:
-    """A WorkerLauncher over a placement group: rank r goes into bundle r, with all that the bundle has."""
+    """A WorkerLauncher over a placement group: rank r goes into bundle r, with all that the bundle has.
 
-    def __init__(self, host: str, group: PlacementGroup | None, size: int) -> None:
+    Args:
+        origin: where the replica logs; its ranks then log beside it.
+    """
+
+    def __init__(self, host: str, group: PlacementGroup | None, size: int, origin: LogOrigin | None = None) -> None:
         if group is None or group.bundle_count < size:
             have = 0 if group is None else group.bundle_count
             raise ConfigError(f"tensor_parallel_size={size} needs a placement group of as many bundles, not of {have}")
         self.host = host
         self._group = group
+        self._origin = origin
         self._actors: dict[int, Any] = {}
         self._calls: dict[int, Any] = {}
 
@@ -51,7 +59,7 @@ class RankActors:
         for invitation in invitations:
             actor = self._make_actor(invitation.rank)
             self._actors[invitation.rank] = actor
-            self._calls[invitation.rank] = actor.serve.remote(tuple(invitation))
+            self._calls[invitation.rank] = actor.serve.remote(tuple(invitation), self._origin)
 
     def ended(self, rank: int) -> str | None:
         """See WorkerLauncher."""

@@ -67,24 +67,39 @@ class RequestRecord:
 
     Attributes:
         code: HTTP status that the request counts under; a client that went away until something else is known.
+        endpoint: `chat` or `completions`.
+        model_id: of the model that it goes to; empty until that is known.
+        usage: of its tokens; None until it is known to be sound.
+        on_end: told once, at its end.
     """
 
     def __init__(self, ingress: IngressMetrics, endpoint: str) -> None:
         self._metrics = ingress
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._began_s = ingress.clock()
         self._first_s: float | None = None
         self._last_s = 0.0
         self._queue_s = 0.0
-        self._model_id = ""
-        self._usage: TokenCounts | None = None
+        self.model_id = ""
+        self.usage: TokenCounts | None = None
         self._num_choices = 1
         self._ended = False
+        self.on_end: Callable[[RequestRecord], None] | None = None
         self.code: int = CLIENT_WENT_AWAY
+
+    @property
+    def duration_s(self) -> float:
+        """From its arrival until now."""
+        return self._metrics.clock() - self._began_s
+
+    @property
+    def first_token_s(self) -> float | None:
+        """From its arrival to its first tokens; None before them."""
+        return None if self._first_s is None else self._first_s - self._began_s
 
     def generates(self, model_id: str, usage: TokenCounts, num_choices: int) -> None:
         """It is sound, and goes to a model. `usage` is read again at the end."""
-        self._model_id, self._usage, self._num_choices = model_id, usage, num_choices
+        self.model_id, self.usage, self._num_choices = model_id, usage, num_choices
         self._metrics.open_requests.labels(model_id).inc()
 
     def first_tokens(self, waited_s: float) -> None:
@@ -102,9 +117,11 @@ class RequestRecord:
         if self._ended:
             return
         self._ended = True
-        kept, model_id = self._metrics, self._model_id
-        kept.requests.labels(model_id, self._endpoint, str(int(self.code))).inc()
-        usage = self._usage
+        if self.on_end is not None:
+            self.on_end(self)
+        kept, model_id = self._metrics, self.model_id
+        kept.requests.labels(model_id, self.endpoint, str(int(self.code))).inc()
+        usage = self.usage
         if usage is None:
             return
         kept.open_requests.labels(model_id).dec()

