@@ -54,6 +54,7 @@ class CounterReporter:
 def replica_counters(accounts: EngineAccounts) -> ReplicaCounters:
     """An engine's accounts as they travel."""
     stats, memory = accounts
+    adapters = stats.adapters
     block_size = memory.num_slots // stats.num_blocks
     # A contiguous pool's fragments are empty, and counted as fragmentation already.
     cached = max(0, memory.free - stats.num_empty_blocks * block_size)
@@ -79,4 +80,9 @@ def replica_counters(accounts: EngineAccounts) -> ReplicaCounters:
         schedule_s=stats.schedule_s,
         execute_s=stats.execute_s,
         process_s=stats.process_s,
+        num_adapters=len(adapters.resident),
+        adapter_bytes=adapters.resident_bytes,
+        num_adapter_loads=adapters.num_loads,
+        num_adapter_evictions=adapters.num_evictions,
+        adapter_load_s=adapters.load_s,
     )

@@ -136,6 +136,20 @@ STEP_TIME = MetricDefinition(
     "Time of a replica's steps: choosing the batch, waiting for the device, taking its tokens over.",
     (*_REPLICA, "phase"),
 )
+ADAPTERS = MetricDefinition(
+    "quire_resident_adapters", "gauge", "LoRA adapters that a replica has or is loading.", _REPLICA
+)
+ADAPTER_BYTES = MetricDefinition("quire_adapter_memory_bytes", "gauge", "Memory that resident adapters take.", _REPLICA)
+ADAPTER_LOADS = MetricDefinition("quire_adapter_loads_total", "counter", "Adapters that were loaded.", _REPLICA)
+ADAPTER_EVICTIONS = MetricDefinition(
+    "quire_adapter_evictions_total", "counter", "Adapters that made room for another.", _REPLICA
+)
+ADAPTER_LOAD_TIME = MetricDefinition(
+    "quire_adapter_load_seconds_total",
+    "counter",
+    "Time of all loads of adapters, from the first request that lacked one to its being ready.",
+    _REPLICA,
+)
 
 # Of the answer itself.
 REPLICAS = MetricDefinition("quire_replicas", "gauge", "Replicas that can take a request.", _MODEL)
@@ -168,5 +182,10 @@ REPLICA_METRICS = (
     ENGINE_OUTPUT_TOKENS,
     STEPS,
     STEP_TIME,
+    ADAPTERS,
+    ADAPTER_BYTES,
+    ADAPTER_LOADS,
+    ADAPTER_EVICTIONS,
+    ADAPTER_LOAD_TIME,
 )
 ALL_METRICS = (*INGRESS_METRICS, *REPLICA_METRICS, REPLICAS, INGRESSES)

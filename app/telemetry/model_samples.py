@@ -86,4 +86,9 @@ def counter_samples(model_id: str, replica_id: str, counters: ReplicaCounters) -
         sample(metrics.ENGINE_OUTPUT_TOKENS, counters.num_output_tokens, *at),
         sample(metrics.STEPS, counters.num_steps, *at),
         *(sample(metrics.STEP_TIME, value, *at, phase) for phase, value in phases.items()),
+        sample(metrics.ADAPTERS, counters.num_adapters, *at),
+        sample(metrics.ADAPTER_BYTES, counters.adapter_bytes, *at),
+        sample(metrics.ADAPTER_LOADS, counters.num_adapter_loads, *at),
+        sample(metrics.ADAPTER_EVICTIONS, counters.num_adapter_evictions, *at),
+        sample(metrics.ADAPTER_LOAD_TIME, counters.adapter_load_s, *at),
     ]

@@ -29,6 +29,8 @@ class ReplicaCounters:
         num_cached_tokens: of the prompt tokens, those found in the prefix cache.
         schedule_s, execute_s, process_s: seconds of all steps: choosing the batch, waiting for the device, taking its
             tokens over.
+        num_adapters, adapter_bytes: LoRA adapters that are resident or being loaded, and what they take.
+        adapter_load_s: seconds of all `num_adapter_loads`, beside the steps.
     """
 
     token_state_slots: int = 0
@@ -52,6 +54,11 @@ class ReplicaCounters:
     schedule_s: float = 0.0
     execute_s: float = 0.0
     process_s: float = 0.0
+    num_adapters: int = 0
+    adapter_bytes: int = 0
+    num_adapter_loads: int = 0
+    num_adapter_evictions: int = 0
+    adapter_load_s: float = 0.0
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {

@@ -10,6 +10,7 @@ from typing import Any
 from app.replica.counters import INTERVAL_S, CounterReporter, replica_counters
 from app.transport.counter_messages import ReplicaCounters, decode_counters
 from app.transport.frames import FrameDecoder
+from engine.adapters import AdapterStats
 from engine.async_engine import AsyncLLMEngine
 from engine.config import EngineConfig
 from engine.memory import MemoryUsage
@@ -25,6 +26,13 @@ def test_a_pools_kinds_and_preemptions_are_split() -> None:
     assert (counters.cached_slots, counters.empty_slots) == (48, 16)
     assert (counters.swapped_slots, counters.free_swap_slots) == (16, 48)
     assert (counters.num_swaps, counters.num_recomputations) == (5, 4)
+
+
+def test_adapters_are_told() -> None:
+    stats = replace(STATS, adapters=AdapterStats(6, 4, ("sql", "chat"), 4096, 0, 1.5))
+    counters = replica_counters(EngineAccounts(stats, MemoryUsage(80, 10, 6, 0, 0, 64, 6, 6)))
+    assert (counters.num_adapters, counters.adapter_bytes, counters.adapter_load_s) == (2, 4096, 1.5)
+    assert (counters.num_adapter_loads, counters.num_adapter_evictions) == (6, 4)
 
 
 def test_a_real_engines_kinds_add_up_and_its_time_is_split() -> None:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from app.replica.load import RateMeter
+from app.replica.load import RateMeter, load_report
+from engine.adapters import AdapterStats
 from engine.outputs import EngineStats
 
 IDLE = EngineStats(100, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -84,3 +87,10 @@ def test_idle_time_is_not_measured() -> None:
     run.held = 0
     run.step(4)
     assert run.meter.decode_step_s == before
+
+
+def test_a_report_says_which_adapters_are_there_and_what_a_load_takes() -> None:
+    stats = replace(IDLE, adapters=AdapterStats(4, 1, ("sql", "chat"), 4096, 1, 2.0))
+    report = load_report(stats, RateMeter(), 0.0, ())
+    assert (report.adapters, report.num_free_adapter_slots, report.adapter_load_s) == (("sql", "chat"), 1, 0.5)
+    assert load_report(IDLE, RateMeter(), 0.0, ()).adapter_load_s == 0.0

@@ -45,6 +45,11 @@ COUNTERS = ReplicaCounters(
     schedule_s=0.5,
     execute_s=4.0,
     process_s=0.25,
+    num_adapters=2,
+    adapter_bytes=4096,
+    num_adapter_loads=6,
+    num_adapter_evictions=4,
+    adapter_load_s=1.5,
 )
 
 
@@ -123,6 +128,18 @@ async def test_two_ingresses_give_equal_totals(tokenizer: Tokenizer) -> None:
     assert total(left, "quire_ingresses") == 2
     # A replica is one, however many ingresses it has told of itself.
     assert total(left, "quire_engine_output_tokens_total") == 500
+
+
+async def test_a_replicas_adapters(tokenizer: Tokenizer) -> None:
+    families = await World(tokenizer, "only").scrape("only")
+    told = {
+        name: total(families, f"quire_{name}", model="tiny", replica="replica-1")
+        for name in (
+            *("resident_adapters", "adapter_memory_bytes", "adapter_loads_total", "adapter_evictions_total"),
+            "adapter_load_seconds_total",
+        )
+    }
+    assert list(told.values()) == [2, 4096, 6, 4, 1.5]
 
 
 async def test_an_ingress_that_does_not_answer_is_missing_and_counted_so(tokenizer: Tokenizer) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from app.telemetry.metrics import ALL_METRICS, MetricDefinition
 
-UNITS = ("seconds", "tokens", "slots", "requests", "bookings", "replicas", "ingresses", "steps")
-UNITLESS_COUNTS = ("decisions", "resubmissions", "routes", "preemptions", "open")
+UNITS = ("seconds", "bytes", "tokens", "slots", "requests", "bookings", "replicas", "ingresses", "steps")
+UNITLESS_COUNTS = ("adapters", "loads", "evictions", "decisions", "resubmissions", "routes", "preemptions", "open")
 LABELS = {"model", "replica", "endpoint", "code", "outcome", "kind", "state", "phase"}
 
 
