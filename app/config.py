@@ -12,7 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from app.balancer.admission import AdmissionSettings, ClassSettings
 from app.balancer.policies import DEFAULT_POLICY, make_policy
+from app.balancer.terms import DEFAULT_CLASS
 from engine.config import EngineConfig
 from engine.errors import ConfigError
 
@@ -180,6 +182,82 @@ class BalancerArgs(Args):
         return value
 
 
+class ClassArgs(Args):
+    """A class of requests. Of several the one of the lower `priority` goes first; `ttft_deadline_s` is from a request's
+    arrival to its first token: a request that would have it later is refused."""
+
+    priority: int = Field(default=0, ge=0, le=100)
+    ttft_deadline_s: float = Field(default=60.0, gt=0, le=3600)
+
+
+class AdmissionArgs(Args):
+    """Which requests an ingress lets wait for a model, in which order, and which it refuses.
+
+    Attributes:
+        classes: by the name that requests give in `X-Quire-Class`.
+        default_class: of requests that give none; may be left out where there is one.
+        max_queued_requests, max_queued_tokens: how much may wait in an ingress; tokens of prompts and expected output.
+        tenants: shares of tenants that are to have more or less than others, whose is 1.
+        tenant_header: requests may name their tenant in `X-Quire-Tenant`; otherwise it goes by their API key.
+        replica_queue_ms: a request waits in the ingress rather than on a replica that has prompts of more than this to
+            compute; a quarter of the shortest deadline if that is less. `balancer.hold_ms` takes its place.
+    """
+
+    classes: dict[str, ClassArgs] = Field(default_factory=lambda: {DEFAULT_CLASS: ClassArgs()}, min_length=1)
+    default_class: str | None = None
+    max_queued_requests: int = Field(default=1024, ge=1, le=1 << 20)
+    max_queued_tokens: int = Field(default=4 << 20, ge=1)
+    tenants: dict[str, float] = Field(default_factory=dict)
+    tenant_header: bool = False
+    replica_queue_ms: float = Field(default=1000.0, gt=0, le=60_000)
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, value: dict[str, ClassArgs]) -> dict[str, ClassArgs]:
+        return {_name(name): entry for name, entry in value.items()}
+
+    @field_validator("tenants")
+    @classmethod
+    def _check_tenants(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if not 0.01 <= weight <= 100:
+                raise ValueError(f"{name}={weight:g} must be 0.01 to 100")
+        return value
+
+    @model_validator(mode="after")
+    def _check_default(self) -> Self:
+        if self.default_class is None:
+            if len(self.classes) > 1:
+                raise ValueError(f"default_class: which of {', '.join(self.classes)}?")
+        elif self.default_class not in self.classes:
+            raise ValueError(f"default_class={self.default_class!r} is none of classes: {', '.join(self.classes)}")
+        return self
+
+    @property
+    def settings(self) -> AdmissionSettings:
+        """As the balancer takes them."""
+        return AdmissionSettings(
+            classes={name: ClassSettings(one.priority, one.ttft_deadline_s) for name, one in self.classes.items()},
+            default_class=self.default_class or next(iter(self.classes)),
+            max_queued_requests=self.max_queued_requests,
+            max_queued_tokens=self.max_queued_tokens,
+            tenant_header=self.tenant_header,
+            tenant_weights=self.tenants,
+            replica_queue_s=self.replica_queue_ms / 1000.0,
+        )
+
+
+def _check_hold(balancer: BalancerArgs, admission: AdmissionArgs | None) -> None:
+    if balancer.hold_ms is None or admission is None:
+        return
+    for name, entry in admission.classes.items():
+        if balancer.hold_ms >= 1000.0 * entry.ttft_deadline_s:
+            raise ValueError(
+                f"balancer.hold_ms={balancer.hold_ms:g} would leave requests on a replica for longer than "
+                f"admission.classes.{name}.ttft_deadline_s={entry.ttft_deadline_s:g} allows"
+            )
+
+
 class ModelArgs(Args):
     """One model.
 
@@ -188,6 +266,7 @@ class ModelArgs(Args):
         source: where its weights are: a folder, `package:NAME`, `s3://BUCKET/PREFIX`, `hf:ORG/NAME`, `dummy:NAME`.
         engine: engine options, checked with EngineConfig.
         balancer: how requests are spread over its replicas.
+        admission: which requests may wait for it, and which are refused; null lets all wait on its replicas.
         aliases: further names that requests may use.
         chat_template: a Jinja template, for a checkpoint that has none or in place of its own.
         adapters: name → PEFT folder of a LoRA adapter, on each node that runs a replica; requests name it `id:name`.
@@ -200,6 +279,7 @@ class ModelArgs(Args):
     engine: dict[str, Any] = Field(default_factory=dict)
     deployment: DeploymentArgs = DeploymentArgs()
     balancer: BalancerArgs = BalancerArgs()
+    admission: AdmissionArgs | None = AdmissionArgs()
     aliases: list[str] = Field(default_factory=list)
     chat_template: str | None = None
 
@@ -230,6 +310,11 @@ class ModelArgs(Args):
             raise ValueError(str(error)) from None
         for name in self.engine_config.adapters:
             _name(f"{self.id}:{name}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_admission(self) -> Self:
+        _check_hold(self.balancer, self.admission)
         return self
 
     @model_validator(mode="after")
@@ -308,6 +393,7 @@ class RemoteModel(Args):
         application: its name in Serve.
         source, chat_template: as in that application's entry, for the tokenizer.
         balancer: how this ingress spreads requests over its replicas.
+        admission: as in ModelArgs.
         adapters: names of the adapters that it has in that application.
         scales_to_zero: its `deployment.autoscaling.min_replicas` is 0 there, so that it is ready without replicas.
     """
@@ -317,10 +403,21 @@ class RemoteModel(Args):
     source: str = Field(min_length=1)
     chat_template: str | None = None
     balancer: BalancerArgs = BalancerArgs()
+    admission: AdmissionArgs | None = AdmissionArgs()
     adapters: tuple[str, ...] = ()
     scales_to_zero: bool = False
 
     _check_id = field_validator("id")(_name)
+
+    @model_validator(mode="after")
+    def _check_admission(self) -> Self:
+        _check_hold(self.balancer, self.admission)
+        return self
+
+    @property
+    def connection(self) -> tuple[object, ...]:
+        """What its client is made by: the entry, but for what can change while that serves."""
+        return (self.admission is not None, *(value for name, value in self if name != "admission"))
 
 
 class IngressUserConfig(Args):
@@ -328,10 +425,12 @@ class IngressUserConfig(Args):
 
     Attributes:
         models: of other applications; those of the ingress's own are in its arguments.
+        admission: of the ingress's own models by id, in place of what its arguments say.
         splits: name → model id → weight: requests of that name go to these models in that proportion.
     """
 
     models: list[RemoteModel] = Field(default_factory=list)
+    admission: dict[str, AdmissionArgs] = Field(default_factory=dict)
     aliases: dict[str, str] = Field(default_factory=dict)
     splits: dict[str, dict[str, float]] = Field(default_factory=dict)
     api_keys: list[str] = Field(default_factory=list)

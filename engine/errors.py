@@ -75,6 +75,7 @@ class OverloadedError(QuireError):
     """A bound on waiting work is reached. `retry_after_s` is when a retry makes sense."""
 
     http_status = 429
+    code = "overloaded"
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)

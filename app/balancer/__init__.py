@@ -5,6 +5,7 @@ from app.balancer.booking import BookingGoneError, Placement, RouteReceipt
 from app.balancer.cost import CostWeights, ReplicaLoad, RequestCost, cost_s
 from app.balancer.policies import POLICIES, make_policy
 from app.balancer.policy import CheapestPolicy, Choice, Policy
+from app.balancer.terms import RequestTerms
 
 __all__ = [
     "POLICIES",
@@ -17,6 +18,7 @@ __all__ = [
     "Policy",
     "ReplicaLoad",
     "RequestCost",
+    "RequestTerms",
     "RouteReceipt",
     "cost_s",
     "make_policy",

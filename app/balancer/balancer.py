@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Hashable, Iterable
 
 from app.balancer import native
+from app.balancer.admission import MAX_IN_SERVE, Admission, AdmissionSettings, AdmissionState
 from app.balancer.availability import Availability
 from app.balancer.booking import Booking, BookingGoneError, Placement, RouteReceipt
 from app.balancer.cost import RequestCost
@@ -16,7 +17,13 @@ from app.balancer.holding import Holding
 from app.balancer.ledger import Ledger
 from app.balancer.placer import Placer
 from app.balancer.policy import CheapestPolicy, Policy
+from app.balancer.reservations import News
+from app.balancer.terms import Refusal, RequestTerms
 from app.transport.messages import LoadReport
+
+# What waits makes cached prefixes worth more, up to so many requests.
+_MAX_CROWD = 64
+_LONGEST_POLL_S = 0.02
 
 
 class Balancer:
@@ -29,7 +36,9 @@ class Balancer:
     Args:
         hold_s: a request that would wait longer than this for prompts queued on the best replica is held back, and
             chosen for again when a replica comes free: shorter prompts then go first, and a replica with a longer
-            match may be free. None places every request at once.
+            match may be free. None lets admission say so, or places every request at once.
+        admission: lets requests wait here in turn, within bounds, and refuses those that would be served too late;
+            without it none is refused.
         silent_after_s: choosing a replica not heard from for longer costs as long again.
         stale_after_s: a replica not heard from for longer is not chosen, unless that goes for all.
         expire_after_s: a booking that its replica has never confirmed is dropped after this.
@@ -41,6 +50,7 @@ class Balancer:
         policy: Policy | None = None,
         *,
         hold_s: float | None = None,
+        admission: AdmissionSettings | None = None,
         silent_after_s: float = SILENT_AFTER_S,
         stale_after_s: float = 6.0,
         expire_after_s: float = 120.0,
@@ -65,16 +75,22 @@ class Balancer:
         self._ledger = Ledger(self._fleet)
         self._holding = Holding(self._fleet)
         self._bookings: dict[int, Booking] = {}
+        self._admission: Admission | None = None
+        self._refused: list[tuple[int, Refusal]] = []
+        if admission is not None:
+            turn = self._holding.turn if hold_s is not None else None
+            self._admission = Admission(admission, self._fleet, turn)
 
     # Replicas
 
-    def add_replica(self, replica_id: str, block_size: int, load: LoadReport) -> None:
-        """A replica is connected and has sent its first report."""
+    def add_replica(self, replica_id: str, block_size: int, load: LoadReport, seats: int = 0) -> None:
+        """A replica is connected and has sent its first report. It runs up to `seats` sequences at once; 0 if that is
+        not known."""
         with self._lock:
             now = self._clock()
             if self._fleet.slot_of(replica_id) is not None:
                 self._forget_replica(replica_id)
-            slot = self._fleet.add(replica_id, block_size, load, now)
+            slot = self._fleet.add(replica_id, block_size, load, now, seats)
             self._ledger.open(replica_id)
             self._availability.heard(slot, now)
             self._ledger.recount(slot, replica_id, now)
@@ -148,27 +164,73 @@ class Balancer:
             return len(self._bookings)
 
     @property
-    def queued_s(self) -> float:
-        """Seconds of one replica's work that requests held back here will take."""
+    def num_held(self) -> int:
+        """Requests held back for a replica to come free, or to come up."""
         with self._lock:
-            return self._holding.prefill_s
+            return len(self._holding) if self._admission is None else len(self._admission)
+
+    # Admission
 
     @property
-    def num_held(self) -> int:
-        """Requests held back for a replica to come free."""
+    def admission(self) -> AdmissionSettings | None:
+        """How requests are admitted, if there is admission."""
         with self._lock:
-            return len(self._holding)
+            return None if self._admission is None else self._admission.settings
+
+    def set_admission(self, settings: AdmissionSettings) -> None:
+        """Go by other settings from now on; ValueError if there were none."""
+        with self._lock:
+            if self._admission is None:
+                raise ValueError("a balancer without admission is made without it")
+            self._admission.reconfigure(settings)
+
+    @property
+    def queued_s(self) -> float:
+        """Replica-seconds of work that requests held back here will take."""
+        with self._lock:
+            return self._holding.prefill_s if self._admission is None else self._admission.work_s
+
+    def take_promises(self) -> News:
+        """What other ingresses of this model should know of refused requests, since the last call."""
+        with self._lock:
+            return News([], []) if self._admission is None else self._admission.reservations.take_news(self._clock())
+
+    def hear_promises(self, news: News) -> None:
+        """What another ingress has told refused requests of this model."""
+        with self._lock:
+            if self._admission is not None:
+                self._admission.reservations.hear(news, self._clock())
+
+    def admission_state(self) -> AdmissionState:
+        """For metrics."""
+        with self._lock:
+            return AdmissionState() if self._admission is None else self._admission.state()
 
     # Requests
 
-    def book(self, key: int, cost: RequestCost, excluded: Collection[str] = ()) -> Placement:
-        """Book a request, at once on the best replica outside `excluded` if there is one."""
+    def book(
+        self,
+        key: int,
+        cost: RequestCost,
+        excluded: Collection[str] = (),
+        terms: RequestTerms | None = None,
+        *,
+        resumes: bool = False,
+    ) -> Placement:
+        """Book a request, at once on the best replica outside `excluded` if there is one.
+
+        Args:
+            terms: what admission goes by.
+            resumes: a replica had begun it, and it goes on elsewhere: it is neither refused nor held.
+        """
         with self._lock:
             assert key not in self._bookings, f"attempt {key} is booked twice"
             now = self._clock()
-            booking = Booking(key, cost, frozenset(excluded), now, now)
+            booking = Booking(key, cost, frozenset(excluded), now, now, terms=terms or RequestTerms(), resumes=resumes)
             self._bookings[key] = booking
-            return self._place(booking, now, may_hold=True)
+            if self._admission is None or resumes:
+                return self._place(booking, now, may_hold=self._admission is None)
+            return self._admit(self._admission, booking, now)
 
     def place(self, key: int, *, refused: bool = False) -> Placement:
         """Where a booking belongs now. Whoever asks is about to send the request: it is held no longer.
@@ -197,9 +259,11 @@ class Balancer:
     def dispatch(self) -> list[int]:
         """Place held requests that a replica has become free for; their keys."""
         with self._lock:
+            now = self._clock()
+            if self._admission is not None:
+                return self._dispatch_admitted(self._admission, now)
             if self._hold_s is None:
                 return []
-            now = self._clock()
             # Of those held on, the next in turn must see that they go first.
             try:
                 return [
@@ -210,9 +274,17 @@ class Balancer:
             finally:
                 self._placer.unreserve()
 
+    def take_refused(self) -> list[tuple[int, Refusal]]:
+        """Bookings that waited and are refused since the last call: their keys, to be released, and why."""
+        with self._lock:
+            refused, self._refused = self._refused, []
+            return refused
+
     def next_dispatch_s(self) -> float | None:
         """Seconds until `dispatch` may find something to do, as far as can be foreseen; None if nothing is held."""
         with self._lock:
+            if self._admission is not None:
+                return self._next_admitted_s(self._admission, self._clock())
             if not len(self._holding) or self._hold_s is None:
                 return None
             now = self._clock()
@@ -245,6 +317,8 @@ class Balancer:
             if booking is not None:
                 self._holding.remove(booking)
                 self._ledger.take(booking)
+                if self._admission is not None:
+                    self._admission.remove(booking)
 
     def expire(self) -> list[int]:
         """Drop placed bookings that their replicas have not confirmed for too long, and return them."""
@@ -268,8 +342,8 @@ class Balancer:
     def _available(self) -> int:
         return self._availability.bitmap(self._clock())
 
-    def _place(self, booking: Booking, now: float, *, may_hold: bool, reserves: bool = False) -> Placement:
-        self._fleet.now = now
+    def _willing(self, booking: Booking, now: float) -> int:
+        """Replicas that may be chosen for it, a bitmap. None are excluded because they have refused if all have."""
         allowed = self._availability.bitmap(now)
         if booking.excluded:
             allowed &= ~self._bits(booking.excluded)
@@ -279,6 +353,11 @@ class Balancer:
         if not willing:
             booking.refused_by = frozenset()
             willing = allowed
+        return willing
+
+    def _place(self, booking: Booking, now: float, *, may_hold: bool, reserves: bool = False) -> Placement:
+        self._fleet.now = now
+        willing = self._willing(booking, now)
         if not willing:
             self._holding.remove(booking)
             return Placement(None, booking.num_moves)
@@ -289,10 +368,92 @@ class Balancer:
             self._holding.add(booking, booking.slot)
             return Placement(None, booking.num_moves, True)
         self._holding.remove(booking)
+        return self._placed(booking, now)
+
+    def _placed(self, booking: Booking, now: float) -> Placement:
         self._holding.placed(now - booking.arrived_at + booking.predicted_wait_s + booking.prefill_s)
         self._ledger.put(booking, now)
+        if self._admission is not None:
+            self._admission.measure(booking)
+            self._admission.sent(booking, now)
         assert booking.replica_id is not None
         return Placement(booking.replica_id, booking.num_moves)
+
+    # Under the lock, with admission
+
+    def _admit(self, admission: Admission, booking: Booking, now: float) -> Placement:
+        """Place it, let it wait or refuse it."""
+        admission.arrived(booking, now)
+        willing = self._willing(booking, now)
+        if not willing and len(admission.in_serve) < MAX_IN_SERVE:
+            admission.in_serve.add(booking.key)
+            return Placement(None, 0)
+        if willing:
+            self._fleet.num_held = min(len(admission), _MAX_CROWD)
+            if not admission.must_wait(booking) and self._send(booking, willing, now):
+                return Placement(booking.replica_id, 0)
+            if booking.slot < 0:
+                self._quote(booking, willing, now)
+        admission.measure(booking)
+        refusal = admission.refusal(booking, now, willing.bit_count())
+        if refusal is not None:
+            del self._bookings[booking.key]
+            return Placement(None, 0, refusal=refusal)
+        self._refused += [(victim.key, why) for victim, why in admission.enter(booking, now)]
+        return Placement(None, 0, True)
+
+    def _send(self, booking: Booking, willing: int, now: float, *, reserves: bool = False) -> bool:
+        """Place it if that is worth while now."""
+        free = willing & ~self._fleet.full
+        if not free:
+            return False
+        self._fleet.now = now
+        if not self._placer.place(booking, free, self._longest_wait_s, reserves=reserves):
+            return False
+        self._placed(booking, now)
+        return True
+
+    def _quote(self, booking: Booking, willing: int, now: float) -> None:
+        """Choose for it, but place it nowhere."""
+        self._fleet.now = now
+        placed = self._placer.place(booking, willing, -1.0)
+        assert not placed, "no wait is that short"
+
+    @property
+    def _longest_wait_s(self) -> float:
+        assert self._admission is not None
+        return self._admission.replica_queue_s if self._hold_s is None else self._hold_s
+
+    def _dispatch_admitted(self, admission: Admission, now: float) -> list[int]:
+        sent: list[int] = []
+        num_sent = -1
+        while len(sent) > num_sent:
+            num_sent = len(sent)
+            num_replicas = self._availability.bitmap(now).bit_count()
+            self._refused += [(booking.key, why) for booking, why in admission.advance(now, num_replicas)]
+            if not num_replicas:
+                return [booking.key for booking in admission.next_for_serve()]
+            self._fleet.num_held = min(len(admission), _MAX_CROWD)
+            try:
+                # Of those that wait on, the next in turn must see that they go first.
+                sent += [
+                    booking.key
+                    for booking in admission.in_turn(now)
+                    if self._send(booking, self._willing(booking, now), now, reserves=True)
+                ]
+            finally:
+                self._placer.unreserve()
+        return sent
+
+    def _next_admitted_s(self, admission: Admission, now: float) -> float | None:
+        if self._refused:
+            return 0.0
+        if not len(admission):
+            return None
+        free_at = self._fleet.order.first_after(now + self._longest_wait_s)
+        # A seat or a block that comes free is not foreseen, nor a replica.
+        delay_s = _LONGEST_POLL_S if free_at is None else free_at - self._longest_wait_s - now
+        return min(max(delay_s, 0.0), _LONGEST_POLL_S)
 
     def _forget_replica(self, replica_id: str) -> list[int]:
         slot = self._fleet.slot_of(replica_id)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.balancer.cost import RequestCost
+from app.balancer.terms import DEFAULT_TERMS, Refusal, RequestTerms
 
 
 class BookingGoneError(KeyError):
@@ -18,12 +20,14 @@ class Placement(NamedTuple):
 
     Attributes:
         replica_id: None while no replica can take it, or while it is held.
-        held: replicas could take it, but it would only wait there; `Balancer.dispatch` places it later.
+        held: it waits in the balancer, which places it later, in `dispatch`.
+        refusal: it is booked no more; its client is to be told.
     """
 
     replica_id: str | None
     num_moves: int
     held: bool = False
+    refusal: Refusal | None = None
 
 
 class RouteReceipt(NamedTuple):
@@ -41,6 +45,10 @@ class Booking:
     """`reported`: the replica's own numbers include it by now. `is_expected`: blocks are announced on its behalf.
     `wanted_slot`: where it would have been placed, were it not held. `slot`: where it was, if `replica_id` is set.
     `packed_hashes`: the block hashes as the native core takes them.
+
+    For admission: `resumes`: a replica had begun it. `promised`: it was told to come now. `deadline_at`: its first
+    token is due. `turn`: its number among those whose turn has come. `work_s` (replica-seconds) and `num_tokens`
+    (uncached prompt and expected output) are what it is reckoned to cost.
     """
 
     key: int
@@ -62,6 +70,13 @@ class Booking:
     refused_by: frozenset[str] = frozenset()
     is_expected: bool = False
     packed_hashes: array[int] | None = None
+    terms: RequestTerms = DEFAULT_TERMS
+    resumes: bool = False
+    promised: bool = False
+    deadline_at: float = math.inf
+    turn: int = 0
+    work_s: float = 0.0
+    num_tokens: float = 0.0
 
     @property
     def uncached_tokens(self) -> int:

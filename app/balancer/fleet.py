@@ -23,6 +23,8 @@ from app.transport.messages import LoadReport
 
 # Several heartbeats of a replica.
 SILENT_AFTER_S = 2.5
+# So that a seat that comes free is taken at once, one request waits on the replica, and one more for so many seats.
+_SEATS_A_WAITING = 32
 
 
 class BlockIndex(Protocol):
@@ -83,6 +85,8 @@ class Fleet:
     Attributes:
         now: set before a decision.
         num_held: requests that the balancer holds back.
+        seats: sequences that run at once; 0 while unknown.
+        full: bitmap of slots whose seats, or KV blocks, are all taken, and a few requests wait for them.
         watched, moves: whenever one of the former comes to be free at another time, the latter, a heap, gets the time
             and the slot.
         heard_at: when a replica was last heard from.
@@ -98,6 +102,8 @@ class Fleet:
     ) -> None:
         self.now = 0.0
         self.num_held = 0
+        self.full = 0
+        self.seats: list[int] = []
         self.watched: Container[int] = ()
         self.moves: list[tuple[float, int]] = []
         self.silent_after_s = SILENT_AFTER_S
@@ -141,7 +147,7 @@ class Fleet:
         """The slots that stand for a replica."""
         return self._slots.values()
 
-    def add(self, replica_id: str, block_size: int, load: LoadReport, now: float) -> int:
+    def add(self, replica_id: str, block_size: int, load: LoadReport, now: float, seats: int = 0) -> int:
         """A new replica; its slot."""
         if self._vacant:
             slot = self._vacant.pop()
@@ -149,12 +155,14 @@ class Fleet:
             slot = len(self.replica_ids)
             self.replica_ids.append("")
             self.loads.append(load)
+            self.seats.append(0)
             for column in self.columns():
                 column.append(0)
             self._moved()
         self._slots[replica_id] = slot
         self.replica_ids[slot] = replica_id
         self.block_sizes[slot] = block_size
+        self.seats[slot] = seats
         self.heard_at[slot] = now
         self.set_load(slot, load, now, 0, 0)
         return slot
@@ -169,6 +177,7 @@ class Fleet:
         self._adapter_loads.pop(slot, None)
         self.replica_ids[slot] = ""
         self.num_sequences[slot] = self.num_blocks_taken[slot] = 0
+        self.full &= ~(1 << slot)
         self.free_at[slot] = 0.0
         if slot in self.watched:
             heappush(self.moves, (0.0, slot))
@@ -191,6 +200,17 @@ class Fleet:
         self.prefill_rates[slot], self.decode_step_s[slot], self.decode_sequence_s[slot] = self.rates(slot)
         self.adapter_load_s[slot] = load.adapter_load_s or _mean(self._adapter_loads.values()) or DEFAULT_ADAPTER_LOAD_S
         self.set_free_at(slot, free_at)
+        self.check_full(slot)
+
+    def check_full(self, slot: int) -> None:
+        """Set its bit in `full`: its sequences or blocks have changed."""
+        num_sequences, seats = self.num_sequences[slot], self.seats[slot]
+        has_seat = not seats or num_sequences < seats + 1 + seats // _SEATS_A_WAITING
+        has_blocks = not self.loads[slot].num_blocks or self.num_free_blocks[slot] > self.num_blocks_taken[slot]
+        if num_sequences and not (has_seat and has_blocks):
+            self.full |= 1 << slot
+        else:
+            self.full &= ~(1 << slot)
 
     def set_free_at(self, slot: int, free_at: float) -> None:
         self.free_at[slot] = free_at

@@ -92,12 +92,12 @@ class Holding:
             waiting = []
             for slot in slots:
                 wanting = self._wanting[slot].values()
-                waiting += nsmallest(_MAX_TRIED_A_SLOT, wanting, key=lambda booking: self._turn(booking, now))
+                waiting += nsmallest(_MAX_TRIED_A_SLOT, wanting, key=lambda booking: self.turn(booking, now))
                 # Whether the slot is still free then, for the others of them, will be seen.
                 heappush(self._fleet.moves, (before, slot))
             found = {booking.key for booking in waiting}
             waiting += [one for one in self._held.values() if _is_overdue(one, now) and one.key not in found]
-        return sorted(waiting, key=lambda booking: self._turn(booking, now))
+        return sorted(waiting, key=lambda booking: self.turn(booking, now))
 
     def next_at(self, after: float) -> float:
         """When `to_try` may find something, for a time after which that is worth while."""
@@ -123,7 +123,8 @@ class Holding:
                 found.add(slot)
         return found
 
-    def _turn(self, booking: Booking, now: float) -> float:
+    def turn(self, booking: Booking, now: float) -> float:
+        """By which they go, the least first: seconds of prompt, less what waiting earns."""
         waited_s = now - booking.arrived_at
         turn = min(booking.prefill_s, _LONGEST_S) - _AGEING * waited_s
         first_token_s = waited_s + booking.prefill_s

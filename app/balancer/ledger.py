@@ -45,6 +45,7 @@ class Ledger:
         booking.is_expected = True
         self._placed[booking.replica_id][booking.key] = booking
         self._unreported[booking.replica_id][booking.key] = booking
+        self._fleet.check_full(booking.slot)
 
     def take(self, booking: Booking) -> None:
         """Undo `put` and what the fleet took on, as far as no report includes it. One placed nowhere is no error."""
@@ -60,6 +61,7 @@ class Ledger:
             fleet.num_sequences[slot] -= booking.cost.num_sequences
             fleet.num_blocks_taken[slot] -= booking.num_new_blocks
             fleet.set_free_at(slot, fleet.free_at[slot] - booking.prefill_s)
+            fleet.check_full(slot)
 
     def computed(self, booking: Booking) -> None:
         """A prompt has been computed: its blocks are published by now."""

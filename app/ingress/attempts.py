@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from app.balancer import Balancer, RequestCost
+from app.balancer import Balancer, Placement, RequestCost
+from app.balancer.terms import Refusal
 from app.ingress.attempt import Attempt, ClientOptions
 from app.ingress.call_errors import classify
 from app.ingress.demand import Demand
@@ -61,7 +62,7 @@ class Attempts:
         self._links = links
         self._options = options
         self._demand = demand
-        self._held = HeldRequests(balancer, self._send_on)
+        self._held = HeldRequests(balancer, self._send_on, self._refuse)
         self._attempts: dict[int, Attempt] = {}
         self._numbers = itertools.count(1)
         self._generate: Any = None
@@ -154,11 +155,15 @@ class Attempts:
         if journal.trace is not None:
             attempt.trace = journal.trace.attempt(request.request_id, journal.num_attempts)
         self._attempts[attempt.number] = attempt
-        placement = self._balancer.book(attempt.number, self._cost(request), excluded)
-        outcome = "held" if placement.held else "unplaced" if placement.replica_id is None else "placed"
+        placement = self._balancer.book(
+            attempt.number, self._cost(request), excluded, journal.terms, resumes=journal.num_attempts > 1
+        )
+        outcome = _outcome(placement)
         if attempt.trace is not None:
             attempt.trace.decided(outcome, self._balancer.receipt(attempt.number))
-        if placement.held:
+        if placement.refusal is not None:
+            self._refuse(attempt.number, placement.refusal)
+        elif placement.held:
             self.counts.held += 1
             self._held.watch()
         else:
@@ -191,6 +196,12 @@ class Attempts:
             if attempt.trace is not None:
                 attempt.trace.decided("placed", self._balancer.receipt(number))
             self._start_call(attempt, attempt.journal.resumed_request())
+
+    def _refuse(self, number: int, refusal: Refusal) -> None:
+        """Admission has turned it away, at its arrival or later."""
+        attempt = self._attempts.get(number)
+        if attempt is not None:
+            self._end_with(attempt, OverloadedError(refusal.message, refusal.retry_after_s))
 
     def _start_call(self, attempt: Attempt, request: EngineRequest) -> None:
         attempt.task = asyncio.get_running_loop().create_task(
@@ -288,6 +299,7 @@ class Attempts:
         if receipt is not None:
             receipt.placed(route, attempt.journal.num_attempts)
             receipt.cached_tokens = row.output.num_cached_tokens
+            receipt.request_class, receipt.queued_s = attempt.journal.terms.class_name, attempt.waited_s
             receipt.wait_s = max(0.0, row.output.waited_s - attempt.waited_s)
 
     def _count_route(self, expected_cached_tokens: int, cached_tokens: int) -> None:
@@ -366,3 +378,11 @@ class Attempts:
         self._balancer.release(attempt.number)
         if attempt.trace is not None:
             attempt.trace.end()
+
+
+def _outcome(placement: Placement) -> str:
+    if placement.refusal is not None:
+        return "refused"
+    if placement.held:
+        return "held"
+    return "unplaced" if placement.replica_id is None else "placed"

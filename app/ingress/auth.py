@@ -10,6 +10,9 @@ from starlette.requests import Request
 
 from app.ingress.errors import AuthenticationError
 
+# The tenant of all requests where no keys are asked for.
+ANONYMOUS = "anonymous"
+
 
 class ApiKeys:
     """The keys that are accepted; without any, everyone is. They can change while it serves."""
@@ -22,10 +25,14 @@ class ApiKeys:
         """Accept these keys from now on, and no others. Only their digests are kept."""
         self._digests = tuple(_digest(key) for key in keys)
 
-    def check(self, request: Request) -> None:
-        """AuthenticationError unless the request brings an accepted key as its bearer token."""
+    def check(self, request: Request) -> str:
+        """Whose request it is: a name made from its key, never the key; ANONYMOUS if everyone is let in.
+
+        Raises:
+            AuthenticationError: it does not bring an accepted key as its bearer token.
+        """
         if not self._digests:
-            return
+            return ANONYMOUS
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key:
             raise AuthenticationError(
@@ -36,6 +43,12 @@ class ApiKeys:
         matches = [hmac.compare_digest(given, accepted) for accepted in self._digests]
         if not any(matches):
             raise AuthenticationError("the API key is not known", code="invalid_api_key")
+        return tenant_of(given)
+
+
+def tenant_of(digest: bytes) -> str:
+    """The tenant of a key's SHA-256: `key-` and its first 12 hexadecimal digits."""
+    return f"key-{digest.hex()[:12]}"
 
 
 def _digest(key: str) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
+from app.balancer import RequestTerms
+from app.balancer.admission import AdmissionSettings
 from app.ingress.receipt import Receipt
 from app.telemetry.model_samples import ModelTelemetry
 from engine.outputs import SequenceOutput
@@ -35,7 +37,7 @@ class ModelClient(Protocol):
     """One served model. The ingress knows nothing of replicas, sockets or Ray beyond this."""
 
     def generate(
-        self, request: EngineRequest, receipt: Receipt | None = None
+        self, request: EngineRequest, receipt: Receipt | None = None, terms: RequestTerms | None = None
     ) -> AsyncGenerator[list[SequenceOutput], None]:
         """Yield the request's outputs in order, as they come; several are coalesced if the reader is late.
 
@@ -44,12 +46,18 @@ class ModelClient(Protocol):
 
         Args:
             receipt: filled in with where the request went, if given.
+            terms: its class, tenant and deadline.
 
         Raises:
             RequestError: the replica refused the request; before the first yield.
             OverloadedError: a bound on waiting work is reached.
             EngineDeadError: no replica can finish it.
         """
+        ...
+
+    @property
+    def admission(self) -> AdmissionSettings:
+        """The classes that its requests may be of, and how they are admitted."""
         ...
 
     def stop(self, request_id: str, index: int) -> None:

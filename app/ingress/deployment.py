@@ -15,7 +15,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from app.balancer import Balancer, make_policy
+from app.balancer.admission import AdmissionSettings
 from app.config import (
+    AdmissionArgs,
     BalancerArgs,
     IngressArgs,
     IngressUserConfig,
@@ -29,12 +31,14 @@ from app.ingress.auth import ApiKeys
 from app.ingress.greeting import greeting
 from app.ingress.model_table import ModelTable, context_length, load_tokenizer
 from app.ingress.models import ModelRegistry, ServedModel
+from app.ingress.promise_exchange import NewsByModel, PromiseExchange
 from app.ingress.proxy_check import check_proxy, controller_has_haproxy, replica_has_haproxy
 from app.ingress.replica_client import ReplicaSetClient
 from app.ingress.settings import HttpSettings
 from app.telemetry.application import ApplicationMetrics, IngressSamples
 from app.telemetry.logs import join_logs, origin_of_replica
 from app.telemetry.tracing import tracing_from_environment
+from engine.errors import ConfigError
 
 logger = logging.getLogger("ray.serve")
 
@@ -59,6 +63,7 @@ class Ingress:
         join_logs(origin_of_replica().logging_config)
         self._settings = settings
         self._api_keys = ApiKeys(keys_of_environment())
+        self._admission = {model.id: model.admission for model in models}
         own = _own_models(models, engines)
         self._registry = ModelRegistry(own)
         self._table = ModelTable(self._registry, own, _connect)
@@ -68,6 +73,7 @@ class Ingress:
         )
         self._metrics = ApplicationMetrics(context.replica_id.unique_id, lambda: self._registry, self._gather)
         self._tracing = tracing_from_environment("ingress", context.replica_id.unique_id)
+        self._promises = PromiseExchange(context.replica_id.unique_id, self._clients, self._tell_promises)
         self._connecting: asyncio.Task[None] | None = None
         self._greeted = False
 
@@ -81,11 +87,22 @@ class Ingress:
             keep_alive_s=self._settings.keep_alive_s,
             access_log=self._settings.access_log,
         )
+        self._promises.start()
         return build_asgi_app(self._registry, http, self._api_keys, self._metrics, self._tracing)
 
     async def own_samples(self) -> IngressSamples:
         """What this replica has counted itself, for whichever ingress is asked for `/metrics`."""
         return self._metrics.own_samples()
+
+    async def hear_promises(self, ingress_id: str, news: NewsByModel) -> None:
+        """What an ingress replica has told refused requests."""
+        self._promises.hear(ingress_id, news)
+
+    async def _tell_promises(self, ingress_id: str, news: NewsByModel) -> None:
+        await self._peers.broadcast("hear_promises", ingress_id, news).results_async(return_exceptions=True)
+
+    def _clients(self) -> dict[str, ReplicaSetClient]:
+        return {model.id: model.client for model in self._registry if isinstance(model.client, ReplicaSetClient)}
 
     async def _gather(self) -> list[IngressSamples]:
         answers = await self._peers.broadcast("own_samples").results_async(
@@ -100,7 +117,11 @@ class Ingress:
             ConfigError, ModelLoadError: what was in place stays.
         """
         config = IngressUserConfig.from_dict(user_config, "user_config")
+        admission = own_admission(self._admission, config.admission)
         await self._table.adopt(config)
+        clients = self._clients()
+        for model_id, settings in admission.items():
+            clients[model_id].set_admission(settings)
         self._api_keys.replace([*config.api_keys, *keys_of_environment()])
         if self._connecting is not None:
             self._connecting.cancel()
@@ -147,7 +168,7 @@ def _own_models(models: Sequence[ModelArgs], engines: Mapping[str, DeploymentHan
                     model.id,
                     engines[model.id],
                     ClientOptions(scales_to_zero=model.deployment.scales_to_zero),
-                    balancer=_balancer(model.balancer),
+                    balancer=_balancer(model.balancer, model.admission),
                 ),
                 tokenizer=tokenizer,
                 context_length=context_length(model, max_position_embeddings),
@@ -163,11 +184,30 @@ def _connect(entry: RemoteModel) -> ReplicaSetClient:
         engine_deployment_name(entry.id), entry.application, _check_exists=False, _record_telemetry=False
     )
     options = ClientOptions(scales_to_zero=entry.scales_to_zero)
-    return ReplicaSetClient(entry.id, handle, options, balancer=_balancer(entry.balancer))
+    return ReplicaSetClient(entry.id, handle, options, balancer=_balancer(entry.balancer, entry.admission))
 
 
-def _balancer(args: BalancerArgs) -> Balancer:
-    return Balancer(make_policy(args.policy), hold_s=None if args.hold_ms is None else args.hold_ms / 1000.0)
+def _balancer(args: BalancerArgs, admission: AdmissionArgs | None) -> Balancer:
+    return Balancer(
+        make_policy(args.policy),
+        hold_s=None if args.hold_ms is None else args.hold_ms / 1000.0,
+        admission=None if admission is None else admission.settings,
+    )
+
+
+def own_admission(
+    arguments: Mapping[str, AdmissionArgs | None], given: Mapping[str, AdmissionArgs]
+) -> dict[str, AdmissionSettings]:
+    """By model id the settings of the ingress's own models: as its arguments say, unless `user_config` says otherwise.
+
+    Raises:
+        ConfigError: of a model that is none of its own, or that was made without admission.
+    """
+    for model_id in given:
+        if arguments.get(model_id) is None:
+            why = "has admission: null in its arguments" if model_id in arguments else "is no model of this application"
+            raise ConfigError(f"user_config.admission: {model_id!r} {why}")
+    return {model_id: given.get(model_id, args).settings for model_id, args in arguments.items() if args is not None}
 
 
 def _root_url() -> str:

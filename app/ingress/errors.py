@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -73,7 +74,7 @@ def error_response(error: Exception) -> JSONResponse:
     """The answer to a request that failed before its response began."""
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(error, OverloadedError):
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=status_of(error), headers=headers)

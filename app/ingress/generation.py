@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from app.balancer import RequestTerms
 from app.ingress.merge import merge
 from app.ingress.models import ServedModel
 from app.ingress.receipt import FIELD, Receipt
@@ -151,7 +152,7 @@ class Usage:
 class Generation:
     """The engine requests of one HTTP request, one for each prompt; choice `prompt * n + i` is sequence i of a prompt.
 
-    `usage` grows as deltas are read.
+    `usage` grows as deltas are read. `terms` are those of the HTTP request; set before `deltas`.
 
     Args:
         name: what the response says its model is; the model's id if not given.
@@ -165,6 +166,7 @@ class Generation:
         self.model = model
         self.name = name or model.id
         self.requests = requests
+        self.terms = RequestTerms()
         self.receipts: list[Receipt] = []
         self._record: RequestRecord | None = None
         self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
@@ -205,14 +207,18 @@ class Generation:
         first_choices = range(0, self.num_choices, max(1, self.num_choices // len(self.requests)))
         receipts: Sequence[Receipt | None] = self.receipts or [None] * len(self.requests)
         streams = [
-            self._deltas_of(request, first, receipt)
-            for request, first, receipt in zip(self.requests, first_choices, receipts, strict=True)
+            self._deltas_of(request, first, receipt, self._terms_of(number))
+            for number, (request, first, receipt) in enumerate(zip(self.requests, first_choices, receipts, strict=True))
         ]
         # A generator around another costs every token its way through both.
         return streams[0] if len(streams) == 1 else merge(streams)
 
+    def _terms_of(self, number: int) -> RequestTerms:
+        """Of one of its engine requests: when all come again, each is known again."""
+        return self.terms._replace(fingerprint=self.terms.fingerprint + number) if number else self.terms
+
     async def _deltas_of(
-        self, request: EngineRequest, first_choice: int, receipt: Receipt | None
+        self, request: EngineRequest, first_choice: int, receipt: Receipt | None, terms: RequestTerms
     ) -> AsyncGenerator[list[ChoiceDelta], None]:
         params = request.sampling_params
         texts = [
@@ -224,7 +230,7 @@ class Generation:
         detokenizing: DetokenizeTrace | None = None
         try:
             # Closed at once when the last choice hits a stop string: the engine need not run to its token limit.
-            async with aclosing(self.model.client.generate(request, receipt)) as stream:
+            async with aclosing(self.model.client.generate(request, receipt, terms)) as stream:
                 async for outputs in stream:
                     if not begun:
                         begun = True

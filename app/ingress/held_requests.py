@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from app.balancer import Balancer
+from app.balancer.terms import Refusal
 
 # A replica may come free sooner than foreseen, and is noticed within this.
 _LONGEST_S = 0.02
@@ -18,11 +19,13 @@ class HeldRequests:
 
     Args:
         send: called with each booking that has a replica now.
+        refuse: called with each that will have none in time, and why.
     """
 
-    def __init__(self, balancer: Balancer, send: Callable[[int], None]) -> None:
+    def __init__(self, balancer: Balancer, send: Callable[[int], None], refuse: Callable[[int, Refusal], None]) -> None:
         self._balancer = balancer
         self._send = send
+        self._refuse = refuse
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -44,4 +47,6 @@ class HeldRequests:
         self._timer = None
         for number in self._balancer.dispatch():
             self._send(number)
+        for number, refusal in self._balancer.take_refused():
+            self._refuse(number, refusal)
         self.watch()

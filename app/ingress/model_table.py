@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from app.balancer.admission import AdmissionSettings
 from app.config import IngressUserConfig, ModelArgs, RemoteModel
 from app.ingress.client import ModelClient
 from app.ingress.models import ModelRegistry, ServedModel
@@ -20,6 +21,10 @@ from engine.tokenization import Tokenizer
 
 class RetirableClient(ModelClient, Protocol):
     """A ModelClient that can be given up once its requests have ended."""
+
+    def set_admission(self, settings: AdmissionSettings) -> None:
+        """Admit requests by other settings from now on."""
+        ...
 
     async def retire(self) -> None:
         """Wait until no request is left, then close."""
@@ -40,7 +45,8 @@ class ModelTable:
         self._registry = registry
         self._own = list(own)
         self._connect = connect
-        self._remote: dict[RemoteModel, tuple[ServedModel, RetirableClient]] = {}
+        # By RemoteModel.connection.
+        self._remote: dict[tuple[object, ...], tuple[ServedModel, RetirableClient]] = {}
         self._lock = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -51,26 +57,29 @@ class ModelTable:
             ConfigError, ModelLoadError: the old table stays in place as a whole.
         """
         async with self._lock:
-            remote = {entry: self._remote.get(entry) for entry in config.models}
-            for entry, known in remote.items():
+            remote = {entry.connection: self._remote.get(entry.connection) for entry in config.models}
+            for entry in config.models:
                 if any(model.id == entry.id for model in self._own):
                     raise ConfigError(f"user_config.models: {entry.id!r} is a model of this application")
-                if known is None:
+                if remote[entry.connection] is None:
                     # Off the loop: a tokenizer takes a good part of a second to load, and streams go on meanwhile.
                     tokenizer, context_length = await asyncio.to_thread(
                         load_tokenizer, entry.source, entry.chat_template
                     )
                     client = self._connect(entry)
                     model = ServedModel(entry.id, client, tokenizer, context_length, adapters=entry.adapters)
-                    remote[entry] = (model, client)
+                    remote[entry.connection] = (model, client)
             served = [pair[0] for pair in remote.values() if pair is not None]
             try:
                 self._registry.replace([*self._own, *served], config.aliases, config.splits)
             except ConfigError:
-                self._retire(pair for entry, pair in remote.items() if entry not in self._remote)
+                self._retire(pair for key, pair in remote.items() if key not in self._remote)
                 raise
-            gone = [pair for entry, pair in self._remote.items() if entry not in remote]
-            self._remote = {entry: pair for entry, pair in remote.items() if pair is not None}
+            gone = [pair for key, pair in self._remote.items() if key not in remote]
+            self._remote = {key: pair for key, pair in remote.items() if pair is not None}
+            for entry in config.models:
+                if entry.admission is not None:
+                    self._remote[entry.connection][1].set_admission(entry.admission.settings)
             self._retire(gone)
 
     def _retire(self, pairs: Iterable[tuple[ServedModel, RetirableClient] | None]) -> None:

@@ -24,6 +24,7 @@ class Receipt:
         predicted_adapter_s: until its adapter could be used there, 0 where it was resident or nearly so; `wait_s` has
             it in it.
         predicted_cost_s: what the balancer chose by; seconds for policies that count in them.
+        request_class, queued_s: on whose terms it waited in the ingress, and for how long, before its last submission.
         num_attempts: submissions, more than one if a replica was lost or drained.
     """
 
@@ -36,6 +37,8 @@ class Receipt:
     predicted_adapter_s: float | None = None
     predicted_cost_s: float | None = None
     num_attempts: int = 0
+    request_class: str | None = None
+    queued_s: float | None = None
 
     def placed(self, route: RouteReceipt | None, attempt: int) -> None:
         """The first tokens of an attempt have come: what its choice rested on."""
@@ -59,6 +62,8 @@ class Receipt:
             "predicted_adapter_s": _rounded(self.predicted_adapter_s),
             "predicted_cost_s": _rounded(self.predicted_cost_s),
             "num_attempts": self.num_attempts,
+            "class": self.request_class,
+            "queued_s": _rounded(self.queued_s),
         }
 
 

@@ -8,13 +8,17 @@ calls from its thread.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import uuid
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
-from app.balancer import Balancer, Placement
+from app.balancer import Balancer, Placement, RequestTerms
+from app.balancer.admission import AdmissionSettings, ClassSettings
 from app.balancer.registry import ReplicaInfo, deployment_key, registry
+from app.balancer.reservations import News
+from app.balancer.terms import DEFAULT_CLASS
 from app.ingress.attempt import ClientOptions
 from app.ingress.attempts import Attempts
 from app.ingress.client import ModelState
@@ -35,6 +39,8 @@ _EXPIRY_INTERVAL_S = 30.0
 _RETIRE_POLL_S = 0.5
 # Serve's own: whether routers run on a thread of theirs or on the loop that calls.
 _ROUTER_THREAD_VARIABLE = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
+
+_UNBOUNDED = AdmissionSettings({DEFAULT_CLASS: ClassSettings(0, math.inf)})
 
 
 class ReplicaSetClient:
@@ -74,12 +80,12 @@ class ReplicaSetClient:
     # The ModelClient protocol
 
     async def generate(
-        self, request: EngineRequest, receipt: Receipt | None = None
+        self, request: EngineRequest, receipt: Receipt | None = None, terms: RequestTerms | None = None
     ) -> AsyncGenerator[list[SequenceOutput], None]:
         """As ModelClient.generate."""
         await self._start()
         self._demand.arrived(request)
-        journal = RequestJournal(request, self._options.max_unread_tokens, receipt, current_trace())
+        journal = RequestJournal(request, self._options.max_unread_tokens, receipt, current_trace(), terms)
         self._journals[request.request_id] = journal
         try:
             self._attempts.submit(journal)
@@ -91,6 +97,23 @@ class ReplicaSetClient:
         finally:
             self._journals.pop(request.request_id, None)
             self._attempts.leave(journal)
+
+    @property
+    def admission(self) -> AdmissionSettings:
+        """As ModelClient.admission; without admission, one class that waits for ever."""
+        return self._balancer.admission or _UNBOUNDED
+
+    def set_admission(self, settings: AdmissionSettings) -> None:
+        """Admit by other settings from now on; ValueError if it was made without."""
+        self._balancer.set_admission(settings)
+
+    def take_promises(self) -> News:
+        """What other ingresses should know of this model's refused requests."""
+        return self._balancer.take_promises()
+
+    def hear_promises(self, news: News) -> None:
+        """What another ingress has told refused requests of this model."""
+        self._balancer.hear_promises(news)
 
     def stop(self, request_id: str, index: int) -> None:
         """As ModelClient.stop."""
@@ -133,6 +156,7 @@ class ReplicaSetClient:
             routes=self._attempts.counts,
             num_bookings=self._balancer.num_bookings,
             num_held=self._balancer.num_held,
+            admission=self._balancer.admission_state(),
             num_replicas=len(self._links.live),
             replicas=self._links.counters,
         )

@@ -155,7 +155,10 @@ class ReplicaLinks:
                 self._balancer.report(replica.replica_id, load)
                 return
             replica.up = True
-            self._balancer.add_replica(replica.replica_id, int(replica.info.metadata["block_size"]), load)
+            metadata = replica.info.metadata
+            seats = metadata.get("max_num_seqs")
+            seats = seats if isinstance(seats, int) else 0
+            self._balancer.add_replica(replica.replica_id, int(metadata["block_size"]), load, seats)
             if replica.draining:
                 self._balancer.set_draining(replica.replica_id)
             link.send(encode_sync(replica.follower.connected()))

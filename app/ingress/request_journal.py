@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 
+from app.balancer import RequestTerms
 from app.ingress.receipt import Receipt
 from app.telemetry.request_trace import RequestTrace
 from engine.errors import OverloadedError, QuireError
@@ -34,12 +35,19 @@ class RequestJournal:
         max_unread: tokens, and entries of their logprobs, that may wait for the reader.
         receipt: to be filled in, if its reader wants one.
         trace: of the HTTP request that it is for, if that is sampled.
+        terms: its class, tenant and deadline.
     """
 
     def __init__(
-        self, request: EngineRequest, max_unread: int, receipt: Receipt | None = None, trace: RequestTrace | None = None
+        self,
+        request: EngineRequest,
+        max_unread: int,
+        receipt: Receipt | None = None,
+        trace: RequestTrace | None = None,
+        terms: RequestTerms | None = None,
     ) -> None:
         self.request = request
+        self.terms = terms or RequestTerms()
         self.receipt = receipt
         self.trace = trace
         self.finished = False

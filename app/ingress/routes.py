@@ -31,6 +31,7 @@ from app.ingress.protocol import (
 )
 from app.ingress.receipt import HEADER as RECEIPT_HEADER
 from app.ingress.receipt import wants_receipt
+from app.ingress.request_terms import request_terms
 from app.ingress.settings import HttpSettings
 from app.ingress.sse import EventStreamResponse, EventWriter, unless_disconnected, write_events
 from app.telemetry import spans
@@ -81,18 +82,22 @@ class Routes:
     async def chat_completions(self, request: Request) -> Response:
         with self._recorded("chat") as record:
             with Phase(spans.RECEIVE):
-                body = parse_body(ChatCompletionRequest, await self._authorised_body(request))
+                tenant, raw = await self._authorised(request)
+                body = parse_body(ChatCompletionRequest, raw)
             with Phase(spans.TOKENIZE):
                 generation = await chat_generation(self._registry, body)
+            _set_terms(generation, request, tenant, raw)
             writer = ChatFormat(body, generation)
             return await self._respond(request, generation, writer, record, stream=bool(body.stream))
 
     async def completions(self, request: Request) -> Response:
         with self._recorded("completions") as record:
             with Phase(spans.RECEIVE):
-                body = parse_body(CompletionRequest, await self._authorised_body(request))
+                tenant, raw = await self._authorised(request)
+                body = parse_body(CompletionRequest, raw)
             with Phase(spans.TOKENIZE):
                 generation = await completion_generation(self._registry, body)
+            _set_terms(generation, request, tenant, raw)
             writer = CompletionFormat(body, generation)
             return await self._respond(request, generation, writer, record, stream=bool(body.stream))
 
@@ -174,8 +179,11 @@ class Routes:
             raise
 
     async def _authorised_body(self, request: Request) -> bytes:
-        """The body, read only for who may use the endpoint and up to the bound."""
-        self._api_keys.check(request)
+        return (await self._authorised(request))[1]
+
+    async def _authorised(self, request: Request) -> tuple[str, bytes]:
+        """Whose request it is, and its body, read only for who may use the endpoint and up to the bound."""
+        tenant = self._api_keys.check(request)
         declared = request.headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self._max_body_bytes:
             raise self._too_large()
@@ -184,7 +192,7 @@ class Routes:
             body += chunk
             if len(body) > self._max_body_bytes:
                 raise self._too_large()
-        return bytes(body)
+        return tenant, bytes(body)
 
     async def _respond(
         self, request: Request, generation: Generation, writer: ResponseFormat, record: RequestRecord, *, stream: bool
@@ -219,6 +227,11 @@ class Routes:
 
     def _too_large(self) -> BodyTooLargeError:
         return BodyTooLargeError(f"the request body exceeds {self._max_body_bytes} bytes", code="request_too_large")
+
+
+def _set_terms(generation: Generation, request: Request, tenant: str, raw: bytes) -> None:
+    told_by = request.url.path.encode() + b"\0" + raw
+    generation.terms = request_terms(request.headers, generation.model.client.admission, tenant, told_by)
 
 
 async def _collect(generation: Generation, deltas: AsyncGenerator[list[ChoiceDelta], None]) -> list[ChoiceDelta]:

@@ -86,6 +86,7 @@ class EngineReplica:
             "fingerprint": self._engine.model_config.fingerprint,
             "simulated": self._engine.config.simulated_device,
             "block_size": self._engine.cache_config.block_size,
+            "max_num_seqs": self._engine.config.max_num_seqs,
             "num_blocks": self._engine.cache_config.num_blocks,
             "graceful_shutdown_timeout_s": config.graceful_shutdown_timeout_s,
             "wants_demand": config.autoscaling_config is not None,

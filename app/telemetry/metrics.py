@@ -97,6 +97,32 @@ WRONG_ROUTES = MetricDefinition(
 )
 BOOKINGS = MetricDefinition("quire_balancer_bookings", "gauge", "Requests booked now.", _MODEL)
 HELD = MetricDefinition("quire_balancer_held_requests", "gauge", "Requests held back for a replica now.", _MODEL)
+_CLASS = ("model", "class")
+ADMISSION_QUEUED = MetricDefinition(
+    "quire_admission_queued_requests", "gauge", "Requests that wait in the ingress for their turn now.", _CLASS
+)
+ADMITTED = MetricDefinition(
+    "quire_admission_admitted_total", "counter", "Requests that were sent to a replica, the first time.", _CLASS
+)
+ADMISSION_WAIT = MetricDefinition(
+    "quire_admission_wait_seconds_total", "counter", "How long admitted requests had waited in the ingress.", _CLASS
+)
+PROMISES_KEPT = MetricDefinition(
+    "quire_admission_retries_admitted_total",
+    "counter",
+    "Of the admitted requests, those that had been refused before and came again when they were told to.",
+    _CLASS,
+)
+REFUSED = MetricDefinition(
+    "quire_admission_refused_total",
+    "counter",
+    "Requests answered with 429: too late as foreseen at arrival (deadline), nothing more may wait (full), gone for "
+    "others that go first (shed), too late after all (late).",
+    (*_CLASS, "reason"),
+)
+PROMISES_OPEN = MetricDefinition(
+    "quire_admission_promises_open", "gauge", "Refused requests that are expected to come again.", _MODEL
+)
 
 # Told by the replicas to every ingress, so that any of them can answer.
 KV_SLOTS = MetricDefinition(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from app.balancer.admission import AdmissionState
 from app.telemetry import metrics
 from app.telemetry.samples import MetricSample, sample
 from app.transport.counter_messages import ReplicaCounters
@@ -34,6 +35,7 @@ class ModelTelemetry(NamedTuple):
     num_held: int
     num_replicas: int
     replicas: Mapping[str, ReplicaCounters]
+    admission: AdmissionState = AdmissionState()
 
 
 def routing_samples(model_id: str, told: ModelTelemetry) -> list[MetricSample]:
@@ -48,6 +50,21 @@ def routing_samples(model_id: str, told: ModelTelemetry) -> list[MetricSample]:
         sample(metrics.WRONG_ROUTES, routes.wrong, model_id),
         sample(metrics.BOOKINGS, told.num_bookings, model_id),
         sample(metrics.HELD, told.num_held, model_id),
+        *admission_samples(model_id, told.admission),
+    ]
+
+
+def admission_samples(model_id: str, told: AdmissionState) -> list[MetricSample]:
+    """What waits in this ingress, what was sent on and what was refused, by class."""
+    counts = told.counts
+    refused = counts.refused.items()
+    return [
+        *(sample(metrics.ADMISSION_QUEUED, value, model_id, name) for name, value in told.queued.items()),
+        *(sample(metrics.ADMITTED, value, model_id, name) for name, value in counts.admitted.items()),
+        *(sample(metrics.ADMISSION_WAIT, value, model_id, name) for name, value in counts.waited_s.items()),
+        *(sample(metrics.PROMISES_KEPT, value, model_id, name) for name, value in counts.promised.items()),
+        *(sample(metrics.REFUSED, value, model_id, name, reason) for (name, reason), value in refused),
+        sample(metrics.PROMISES_OPEN, told.num_promises, model_id),
     ]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import httpx2
 from starlette.applications import Starlette
 
-from app.balancer import RouteReceipt
+from app.balancer import RequestTerms, RouteReceipt
+from app.balancer.admission import AdmissionSettings
 from app.ingress.client import ModelState
 from app.ingress.receipt import Receipt
 from app.replica.counters import replica_counters
@@ -30,7 +31,7 @@ class ScriptedClient:
     Keeps the engine's promises: `max_tokens`, the end-of-sequence token, one last output a request.
 
     Attributes:
-        requests: all that came.
+        requests: all that came, and their `terms`.
         num_yielded: outputs that were read.
         closed: generators that the reader closed before their end.
         stopped: sequences that the reader had enough of.
@@ -47,20 +48,24 @@ class ScriptedClient:
         self.ready = True
         self.max_model_len: int | None = 512
         self.requests: list[EngineRequest] = []
+        self.terms: list[RequestTerms] = []
         self.num_yielded = 0
         self.closed = 0
         self.stopped: list[tuple[str, int]] = []
+        self.settings = AdmissionSettings()
         self.told = ModelTelemetry(RouteCounts(), 0, 0, 1, {})
 
     async def generate(
-        self, request: EngineRequest, receipt: Receipt | None = None
+        self, request: EngineRequest, receipt: Receipt | None = None, terms: RequestTerms | None = None
     ) -> AsyncGenerator[list[SequenceOutput], None]:
         self.requests.append(request)
+        self.terms.append(terms or RequestTerms())
         if self.refusal is not None:
             raise self.refusal
         if receipt is not None:
             receipt.placed(RouteReceipt("replica-1", 16, 0.25, 0.5, 0.0625), 1)
             receipt.cached_tokens, receipt.wait_s = self._num_cached_tokens, 0.125
+            receipt.request_class, receipt.queued_s = self.terms[-1].class_name, 0.0625
         ended = False
         try:
             for step, outputs in enumerate(self._steps(request)):
@@ -72,6 +77,10 @@ class ScriptedClient:
                 yield outputs
         finally:
             self.closed += not ended
+
+    @property
+    def admission(self) -> AdmissionSettings:
+        return self.settings
 
     def stop(self, request_id: str, index: int) -> None:
         self.stopped.append((request_id, index))
@@ -126,6 +135,7 @@ class EngineClient:
         self,
         request: EngineRequest,
         receipt: Receipt | None = None,  # noqa: ARG002 - there is one engine
+        terms: RequestTerms | None = None,  # noqa: ARG002 - nothing waits
     ) -> AsyncGenerator[list[SequenceOutput], None]:
         queue: asyncio.Queue[SequenceOutput] = asyncio.Queue()
         self._queues[request.request_id] = (asyncio.get_running_loop(), queue)
@@ -141,6 +151,10 @@ class EngineClient:
         finally:
             del self._queues[request.request_id]
             self._engine.abort(request.request_id)
+
+    @property
+    def admission(self) -> AdmissionSettings:
+        return AdmissionSettings()
 
     def stop(self, request_id: str, index: int) -> None:
         self._engine.abort(request_id, index)

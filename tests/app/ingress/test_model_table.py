@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from app.balancer.admission import AdmissionSettings
 from app.config import IngressUserConfig, RemoteModel
 from app.ingress.model_table import ModelTable
 from app.ingress.models import ModelRegistry, ServedModel
@@ -23,6 +24,9 @@ class Client(ScriptedClient):
     """Counts what becomes of it."""
 
     retired = False
+
+    def set_admission(self, settings: AdmissionSettings) -> None:
+        self.settings = settings
 
     async def retire(self) -> None:
         self.retired = True

@@ -23,6 +23,8 @@ EXPECTED = {
     "predicted_adapter_s": 0.0625,
     "predicted_cost_s": 0.5,
     "num_attempts": 1,
+    "class": "default",
+    "queued_s": 0.0625,
 }
 
 

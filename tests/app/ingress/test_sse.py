@@ -11,6 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Message
 
+from app.balancer import RequestTerms
 from app.ingress.app import build_asgi_app
 from app.ingress.models import ModelRegistry, ServedModel
 from app.ingress.pacing import Pacer
@@ -67,11 +68,13 @@ class Queued:
         self._client = client
         self.wait_ready, self.state, self.stop = client.wait_ready, client.state, client.stop
         self.telemetry = client.telemetry
+        self.admission = client.admission
 
     async def generate(
         self,
         request: EngineRequest,
         receipt: Receipt | None = None,  # noqa: ARG002 - nobody asks for one
+        terms: RequestTerms | None = None,  # noqa: ARG002 - nothing waits
     ) -> AsyncGenerator[list[SequenceOutput], None]:
         journal = RequestJournal(request, 10_000)
         feeding = asyncio.ensure_future(self._feed(journal, request))

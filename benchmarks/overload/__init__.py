@@ -1,0 +1,1 @@
+"""Admission under overload: `python -m benchmarks.overload`."""
