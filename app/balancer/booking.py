@@ -31,13 +31,18 @@ class Placement(NamedTuple):
 
 
 class RouteReceipt(NamedTuple):
-    """What a choice rested on: for the client that asks why its request went where it did."""
+    """What a choice rested on: for the client that asks why its request went where it did.
+
+    Of the cost, `wait_s` is for prompts queued before it, `prefill_s` for its own and `adapter_s` for its adapter; the
+    rest is what it takes from others: see `cost.cost_s`.
+    """
 
     replica_id: str
     cached_tokens: int
     wait_s: float
     cost_s: float
     adapter_s: float = 0.0
+    prefill_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -94,5 +99,10 @@ class Booking:
             return None
         cached = min(self.num_cached_blocks * self.cost.block_size, self.cost.prompt_tokens - 1)
         return RouteReceipt(
-            self.replica_id, cached, self.predicted_wait_s, self.predicted_cost_s, self.predicted_adapter_s
+            self.replica_id,
+            cached,
+            self.predicted_wait_s,
+            self.predicted_cost_s,
+            self.predicted_adapter_s,
+            self.prefill_s,
         )

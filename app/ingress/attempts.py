@@ -31,6 +31,7 @@ from app.ingress.prompt_chain import prompt_chain
 from app.ingress.replica_links import ReplicaLinks
 from app.ingress.request_journal import RequestJournal
 from app.telemetry.model_samples import RouteCounts
+from app.telemetry.request_trace import AttemptTrace
 from app.transport.errors import FrameError
 from app.transport.messages import StepRow, encode_abort, encode_stop
 from engine.errors import EngineDeadError, OverloadedError, QuireError
@@ -160,7 +161,7 @@ class Attempts:
         )
         outcome = _outcome(placement)
         if attempt.trace is not None:
-            attempt.trace.decided(outcome, self._balancer.receipt(attempt.number))
+            self._trace_decision(attempt, attempt.trace, outcome)
         if placement.refusal is not None:
             self._refuse(attempt.number, placement.refusal)
         elif placement.held:
@@ -187,6 +188,9 @@ class Attempts:
         chain = prompt_chain(request, fingerprint, block_size)
         return RequestCost(num_tokens, expected, params.n, chain, block_size, request.adapter)
 
+    def _trace_decision(self, attempt: Attempt, trace: AttemptTrace, outcome: str) -> None:
+        trace.decided(outcome, self._balancer.receipt(attempt.number), self._balancer.num_available)
+
     # Calling
 
     def _send_on(self, number: int) -> None:
@@ -194,7 +198,7 @@ class Attempts:
         attempt = self._attempts.get(number)
         if attempt is not None:
             if attempt.trace is not None:
-                attempt.trace.decided("placed", self._balancer.receipt(number))
+                self._trace_decision(attempt, attempt.trace, "placed")
             self._start_call(attempt, attempt.journal.resumed_request())
 
     def _refuse(self, number: int, refusal: Refusal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -242,10 +243,14 @@ class Generation:
                     if detokenizing is None:
                         cached = self._push(request, texts, outputs, cached)
                     else:
-                        with detokenizing:
-                            cached = self._push(request, texts, outputs, cached)
+                        began_s = time.perf_counter()
+                        cached = self._push(request, texts, outputs, cached)
+                        detokenizing.busy_s += time.perf_counter() - began_s
                     deltas = [delta for text in texts if (delta := text.take()) is not None]
                     ended = all(text.finished for text in texts)
+                    if trace is not None and trace.captures_content:
+                        for delta in deltas:
+                            trace.add_text(delta.index, delta.text)
                     if ended:
                         if self._record is not None:
                             self._record.last_tokens()

@@ -84,6 +84,8 @@ class Routes:
             with Phase(spans.RECEIVE):
                 tenant, raw = await self._authorised(request)
                 body = parse_body(ChatCompletionRequest, raw)
+            if (trace := current_trace()) is not None and trace.captures_content:
+                trace.asks([message.for_template() for message in body.messages])
             with Phase(spans.TOKENIZE):
                 generation = await chat_generation(self._registry, body)
             _set_terms(generation, request, tenant, raw)
@@ -95,6 +97,8 @@ class Routes:
             with Phase(spans.RECEIVE):
                 tenant, raw = await self._authorised(request)
                 body = parse_body(CompletionRequest, raw)
+            if (trace := current_trace()) is not None and trace.captures_content:
+                trace.asks([{"role": "user", "content": str(prompt)} for prompt in body.prompts])
             with Phase(spans.TOKENIZE):
                 generation = await completion_generation(self._registry, body)
             _set_terms(generation, request, tenant, raw)

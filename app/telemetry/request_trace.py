@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from http import HTTPStatus
@@ -32,6 +32,10 @@ class RouteReceipt(Protocol):
     def wait_s(self) -> float: ...
     @property
     def cost_s(self) -> float: ...
+    @property
+    def prefill_s(self) -> float: ...
+    @property
+    def adapter_s(self) -> float: ...
 
 
 def current_trace() -> RequestTrace | None:
@@ -58,6 +62,7 @@ class RequestTrace:
         self._usage: TokenCounts | None = None
         self._finish_reasons: dict[int, str] = {}
         self._answered: set[str] = set()
+        self._texts: dict[int, list[str]] = {}
 
     @property
     def trace_id(self) -> str:
@@ -92,6 +97,20 @@ class RequestTrace:
         elapsed_s = (now_ns() - self._began_ns) / 1e9
         self.attributes.setdefault(spans.TIME_TO_FIRST_CHUNK, elapsed_s)
 
+    @property
+    def captures_content(self) -> bool:
+        """Whether its prompts and answers are wanted."""
+        return self.tracing.captures_content
+
+    def asks(self, messages: Sequence[Mapping[str, str]]) -> None:
+        """What the model is asked, `role` and `content` each. Only if content is captured."""
+        asked = [{"role": message["role"], "parts": [_text_part(message["content"])]} for message in messages]
+        self.attributes[spans.INPUT_MESSAGES] = self._bounded(json.dumps(asked, ensure_ascii=False))
+
+    def add_text(self, index: int, text: str) -> None:
+        """More of a choice's text. Only if content is captured."""
+        self._texts.setdefault(index, []).append(text)
+
     def answered(self, request_id: str, first_choice: int, finish_reasons: Sequence[str]) -> None:
         """One of its engine requests has all that was asked for, whatever its replica still does."""
         self._answered.add(request_id)
@@ -121,6 +140,8 @@ class RequestTrace:
             attributes[spans.CACHED_INPUT_TOKENS] = usage.cached_tokens
         if self._finish_reasons:
             attributes[spans.RESPONSE_FINISH_REASONS] = [reason for _, reason in sorted(self._finish_reasons.items())]
+        if self._texts:
+            attributes[spans.OUTPUT_MESSAGES] = self._bounded(json.dumps(self._answers(), ensure_ascii=False))
         error = None
         if code is not None:
             attributes[spans.STATUS_CODE] = code
@@ -130,6 +151,23 @@ class RequestTrace:
         self.tracing.export(
             self._span, self._name, self._began_ns, now_ns(), attributes, kind=SpanKind.SERVER, error=error
         )
+
+    def _answers(self) -> list[dict[str, object]]:
+        return [
+            {
+                "role": "assistant",
+                "parts": [_text_part("".join(pieces))],
+                "finish_reason": self._finish_reasons.get(index, "error"),
+            }
+            for index, pieces in sorted(self._texts.items())
+        ]
+
+    def _bounded(self, text: str) -> str:
+        return text[: self.tracing.max_text_length]
+
+
+def _text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "content": text}
 
 
 def request_attributes(params: SamplingParams) -> Attributes:
@@ -176,6 +214,7 @@ class AttemptTrace:
         }
         self._queue_attributes: dict[str, AttributeValue] = {}
         self._events: list[SpanEvent] = []
+        self._is_queued = True
         self._called_ns = 0
         self._placed_ns = 0
         self._num_refusals = 0
@@ -186,26 +225,26 @@ class AttemptTrace:
         """What its replica is told: W3C headers that name the attempt as parent."""
         return carrier_of(self._span.context)
 
-    def decided(self, outcome: str, route: RouteReceipt | None) -> None:
-        """The balancer has placed or held it; `route` is what the choice rested on."""
-        attributes: dict[str, AttributeValue] = {spans.OUTCOME: outcome}
+    def decided(self, outcome: str, route: RouteReceipt | None, num_candidates: int) -> None:
+        """The balancer has placed or held it, among so many replicas; `route` is what the choice rested on."""
+        attributes: dict[str, AttributeValue] = {spans.OUTCOME: outcome, spans.NUM_CANDIDATES: num_candidates}
         if route is not None:
             attributes |= {
                 spans.REPLICA: route.replica_id,
                 spans.PREDICTED_COST: route.cost_s,
                 spans.PREDICTED_WAIT: route.wait_s,
+                spans.PREDICTED_PREFILL: route.prefill_s,
                 spans.EXPECTED_CACHED_TOKENS: route.cached_tokens,
             }
+            if route.adapter_s:
+                attributes[spans.PREDICTED_ADAPTER] = route.adapter_s
             self._queue_attributes = attributes
         self._events.append(SpanEvent("decision", now_ns(), attributes))
 
     def called(self) -> None:
         """Its call goes out."""
         self._called_ns = now_ns()
-        span = self._tracing.child_of(self._span.context)
-        self._tracing.export(
-            span, spans.BALANCER_QUEUE, self._began_ns, self._called_ns, self._queue_attributes, events=self._events
-        )
+        self._end_queue(None)
 
     def placed(self, replica_id: str | None, *, refused: bool) -> None:
         """The request router has asked where it goes."""
@@ -230,6 +269,9 @@ class AttemptTrace:
 
     def end(self) -> None:
         """It is over."""
+        if self._is_queued:
+            # Turned away, or left, before it was sent anywhere.
+            self._end_queue(self._error)
         self._end_route()
         self._tracing.export(
             self._span,
@@ -239,6 +281,18 @@ class AttemptTrace:
             self._attributes,
             kind=SpanKind.CLIENT,
             error=self._error,
+        )
+
+    def _end_queue(self, error: str | None) -> None:
+        self._is_queued = False
+        self._tracing.export(
+            self._tracing.child_of(self._span.context),
+            spans.BALANCER_QUEUE,
+            self._began_ns,
+            now_ns(),
+            self._queue_attributes,
+            events=self._events,
+            error=error,
         )
 
     def _end_route(self) -> None:
@@ -280,21 +334,17 @@ def _describe(error: BaseException) -> str:
 
 
 class DetokenizeTrace:
-    """The detokenising of one engine request: a span from its first tokens to its last, with the time that it took."""
+    """The detokenising of one engine request: a span from its first tokens to its last, with the time that it took.
+
+    Attributes:
+        busy_s: for whoever detokenises to add to.
+    """
 
     def __init__(self, trace: RequestTrace) -> None:
+        self.busy_s = 0.0
         self._trace = trace
         self._began_ns = now_ns()
-        self._since = 0.0
-        self._busy_s = 0.0
-
-    def __enter__(self) -> Self:
-        self._since = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._busy_s += time.perf_counter() - self._since
 
     def end(self) -> None:
         """The last text is out, or nobody wants it."""
-        self._trace.child(spans.DETOKENIZE, self._began_ns, {spans.BUSY_TIME: self._busy_s})
+        self._trace.child(spans.DETOKENIZE, self._began_ns, {spans.BUSY_TIME: self.busy_s})

@@ -23,7 +23,7 @@ from opentelemetry.sdk.environment_variables import (
     OTEL_SDK_DISABLED,
 )
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -64,6 +64,20 @@ class SampledSpan(NamedTuple):
     parent: SpanContext | None
 
 
+class HashedResource(Resource):
+    """A resource that knows its hash: exporters ask for it with every span, and the SDK's then writes JSON."""
+
+    def __init__(self, resource: Resource) -> None:
+        super().__init__(resource.attributes, resource.schema_url)
+        self._hash = super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or super().__eq__(other)
+
+
 class Tracing:
     """Where this process' spans go. Any thread may call it; no call waits for the exporter.
 
@@ -72,14 +86,20 @@ class Tracing:
     Args:
         exporter: closed with this.
         captures_content: whether prompts and answers may be written into spans.
+
+    Attributes:
+        max_text_length: characters of such a text at most; None is no bound.
     """
 
     def __init__(
         self, exporter: SpanExporter, resource: Resource | None = None, *, captures_content: bool = False
     ) -> None:
         self.captures_content = captures_content
+        # OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT: texts are the only values that can be long.
+        self.max_text_length = SpanLimits().max_span_attribute_length
         # It reads the sampler's variables, and closes itself at exit.
         self._provider = TracerProvider(resource=resource)
+        self._resource = HashedResource(self._provider.resource)
         self._processor = BatchSpanProcessor(exporter)
         self._provider.add_span_processor(self._processor)
         self._scope = InstrumentationScope("quire", version(), Schemas.V1_42_0.value)
@@ -87,7 +107,7 @@ class Tracing:
     @property
     def resource(self) -> Resource:
         """What its spans say of this process."""
-        return self._provider.resource
+        return self._resource
 
     def begin(
         self, carrier: Mapping[str, str], name: str, kind: SpanKind, attributes: Attributes
@@ -135,7 +155,7 @@ class Tracing:
                 name,
                 span.context,
                 span.parent,
-                self._provider.resource,
+                self._resource,
                 attributes,
                 [Event(event.name, event.attributes, event.at_ns) for event in events],
                 (),

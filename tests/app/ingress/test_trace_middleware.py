@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -170,3 +171,24 @@ async def test_every_prompt_of_a_request_is_detokenised_in_its_trace(
     assert attributes[spans.OPERATION] == "text_completion"
     assert attributes[spans.RESPONSE_FINISH_REASONS] == ["length"] * 6
     assert attributes[spans.REQUEST_CHOICES] == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_prompt_and_answer_if_they_are_asked_for(
+    model: ScriptedClient, tokenizer: Tokenizer, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected = Collected(captures_content=True)
+    registry = ModelRegistry([ServedModel("tiny", model, tokenizer, 2048)])
+    async with http_client(build_asgi_app(registry, tracing=collected.tracing)) as http:
+        await http.post(ROOT.split()[1], json=chat("What is the capital?", stream=stream))
+        monkeypatch.setattr(collected.tracing, "max_text_length", 20)
+        await http.post("/v1/completions", json={"model": "tiny", "prompt": ["one", "two"], "stream": stream})
+    attributes = attributes_of(collected.named(ROOT))
+    asked = json.loads(str(attributes[spans.INPUT_MESSAGES]))
+    assert asked[-1] == {"role": "user", "parts": [{"type": "text", "content": "What is the capital?"}]}
+    answer = {"type": "text", "content": "Paris is the capital of France."}
+    expected = [{"role": "assistant", "parts": [answer], "finish_reason": "stop"}]
+    assert json.loads(str(attributes[spans.OUTPUT_MESSAGES])) == expected
+    attributes = attributes_of(collected.named("POST /v1/completions"))
+    assert attributes[spans.INPUT_MESSAGES] == '[{"role": "user", "p'
+    assert attributes[spans.OUTPUT_MESSAGES] == '[{"role": "assistant'

@@ -13,9 +13,9 @@ from app.telemetry.tracing import Tracing
 class Collected:
     """A Tracing whose spans stay in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, captures_content: bool = False) -> None:
         self._exporter = InMemorySpanExporter()
-        self.tracing = Tracing(self._exporter)
+        self.tracing = Tracing(self._exporter, captures_content=captures_content)
 
     @property
     def spans(self) -> Sequence[ReadableSpan]:

@@ -80,7 +80,11 @@ async def test_an_attempts_spans_and_what_its_replica_is_told(world: TracedWorld
     decided = dict(decision.attributes or {})
     assert decided == attributes_of(queue)
     assert (decided[spans.OUTCOME], decided[spans.REPLICA]) == ("placed", replica.name)
-    assert {spans.PREDICTED_COST, spans.PREDICTED_WAIT, spans.EXPECTED_CACHED_TOKENS} <= decided.keys()
+    assert decided[spans.NUM_CANDIDATES] == 2
+    # Five tokens on an idle replica, at the rate that is assumed of one that has measured nothing.
+    assert decided[spans.PREDICTED_PREFILL] == pytest.approx(5 / 1000)
+    assert decided[spans.PREDICTED_WAIT] == decided[spans.EXPECTED_CACHED_TOKENS] == 0
+    assert float(str(decided[spans.PREDICTED_COST])) >= 5 / 1000
 
 
 async def test_a_lost_replica_ends_its_attempt_and_another_begins(world: TracedWorld) -> None:
@@ -140,6 +144,21 @@ async def test_a_request_held_back_waits_in_the_balancers_queue() -> None:
     world.fleet.publish()
 
 
+async def test_a_request_that_is_left_while_held_back_has_only_waited() -> None:
+    world = TracedWorld(Balancer(hold_s=0.05))
+    await world.start("a")
+    replica = world.fleet.replicas["a"]
+    replica.receive(encode_load(LoadReport(num_waiting_tokens=2000, prefill_tokens_per_s=1000.0)))
+    reader = world.read(make_request())
+    await until(lambda: world.balancer.num_held)
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    assert world.collected.tree() == {"attempt": ["balancer queue"], "elsewhere": ["attempt"]}
+    assert world.collected.named("balancer queue").status.description == "its reader has gone"
+    await world.client.close()
+    world.fleet.publish()
+
+
 async def test_without_a_replica_the_wait_is_the_routes() -> None:
     world = TracedWorld()
     await world.start()
@@ -154,7 +173,7 @@ async def test_without_a_replica_the_wait_is_the_routes() -> None:
     replica.step(call, finish="length")
     await reader
     (decision,) = world.collected.named("balancer queue").events
-    assert dict(decision.attributes or {}) == {spans.OUTCOME: "unplaced"}
+    assert dict(decision.attributes or {}) == {spans.OUTCOME: "unplaced", spans.NUM_CANDIDATES: 0}
     route = world.collected.named("route")
     assert attributes_of(route)[spans.REPLICA] == "late"
     assert (route.end_time or 0) - (route.start_time or 0) > 40e6
