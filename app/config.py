@@ -161,6 +161,11 @@ class DeploymentArgs(Args):
         """Whether a model without replicas is as it should be."""
         return self.autoscaling is not None and self.autoscaling.scales_to_zero
 
+    @property
+    def most_replicas(self) -> int:
+        """As many as there may be at a time."""
+        return self.num_replicas if self.autoscaling is None else self.autoscaling.max_replicas
+
 
 class BalancerArgs(Args):
     """How an ingress spreads a model's requests over its replicas.

@@ -16,22 +16,36 @@ _MIN_BINS = 6
 
 
 class Rates(NamedTuple):
-    """Averages over a time: requests, prompt tokens to be computed, and output tokens, offered a second; and output
-    tokens that were drawn.
+    """Averages over a time, each a second.
+
+    Attributes:
+        requests, prompt_tokens, output_tokens: offered; prompt tokens to be computed.
+        prompt_squares: squares of the former, request by request.
+        drawn_tokens: output tokens that replicas have drawn.
     """
 
     requests: float
     prompt_tokens: float
+    prompt_squares: float
     output_tokens: float
     drawn_tokens: float
+
+    @property
+    def mean_prompt(self) -> float:
+        """Tokens of a request's prompt; 0 if there is none."""
+        return self.prompt_tokens / self.requests if self.requests else 0.0
+
+    @property
+    def prompt_variation(self) -> float:
+        """Variance of a prompt's tokens over the square of their mean."""
+        if not self.prompt_tokens:
+            return 0.0
+        return max(self.prompt_squares * self.requests / self.prompt_tokens**2 - 1.0, 0.0)
 
 
 class _Growth(NamedTuple):
     at_s: float
-    requests: float
-    prompt_tokens: float
-    output_tokens: float
-    drawn_tokens: float
+    rates: tuple[float, ...]
 
 
 class OfferedLoad:
@@ -42,29 +56,30 @@ class OfferedLoad:
     """
 
     def __init__(self) -> None:
-        self._counters: dict[str, tuple[float, float, float, float]] = {}
+        self._counters: dict[str, tuple[float, ...]] = {}
         self._growth: deque[_Growth] = deque()
         self._since_s = math.inf
 
     def observe(self, now_s: float, reports: Mapping[str, ReplicaReport]) -> None:
         """Take the latest exports in; the same ones again add nothing."""
         self._since_s = min(self._since_s, now_s)
-        grown = [0.0] * 4
-        counters = {}
+        grown = [0.0] * len(Rates._fields)
+        counters: dict[str, tuple[float, ...]] = {}
         for replica_id, report in reports.items():
             now = (
                 report.offered_requests,
                 report.offered_prompt_tokens,
+                report.offered_prompt_squares,
                 report.offered_output_tokens,
                 report.num_output_tokens,
             )
             counters[replica_id] = now
             before = self._counters.get(replica_id, now)
-            for index in range(4):
+            for index in range(len(grown)):
                 grown[index] += max(now[index] - before[index], 0.0)
         self._counters = counters
         if any(grown):
-            self._growth.append(_Growth(now_s, *grown))
+            self._growth.append(_Growth(now_s, tuple(grown)))
         while self._growth and self._growth[0].at_s <= now_s - TREND_S:
             self._growth.popleft()
 
@@ -73,7 +88,9 @@ class OfferedLoad:
         elapsed_s = max(min(window_s, now_s - self._since_s), _BIN_S)
         begin_s = now_s - elapsed_s
         recent = [growth for growth in self._growth if growth.at_s > begin_s]
-        return Rates(*(sum(growth[index] for growth in recent) / elapsed_s for index in range(1, 5)))
+        return Rates(
+            *(sum(growth.rates[index] for growth in recent) / elapsed_s for index in range(len(Rates._fields)))
+        )
 
     def trend(self, now_s: float) -> float:
         """By how much prompt tokens a second grow each second; 0 while noise could look the same.
@@ -87,7 +104,7 @@ class OfferedLoad:
         for growth in self._growth:
             index = int((now_s - growth.at_s) / _BIN_S)
             if 0 <= index < num_bins:
-                bins[num_bins - 1 - index] += growth.prompt_tokens / _BIN_S
+                bins[num_bins - 1 - index] += growth.rates[1] / _BIN_S
         middle, mean = (num_bins - 1) / 2, sum(bins) / num_bins
         spread = sum((index - middle) ** 2 for index in range(num_bins))
         slope = sum((index - middle) * (rate - mean) for index, rate in enumerate(bins)) / spread

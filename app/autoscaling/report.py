@@ -10,8 +10,9 @@ class ReplicaReport(NamedTuple):
     """One replica's numbers at one moment, as Serve's `record_autoscaling_stats` takes them: by name, numbers only.
 
     Attributes:
-        offered_requests, offered_prompt_tokens, offered_output_tokens: its share of what ingresses were asked for
-            since it started: prompt tokens not expected in the cache, expected output; refused requests count.
+        offered_requests, offered_prompt_tokens, offered_prompt_squares, offered_output_tokens: its share of what
+            ingresses were asked for since it started: prompt tokens not expected in the cache, their squares request
+            by request, expected output; refused requests count.
         queued_s: its share of the seconds of one replica's work that wait in ingresses.
         demand_shares: sum of the ingresses' shares, each 1 over the replicas that it has told.
         num_ingresses: those that have told.
@@ -24,6 +25,7 @@ class ReplicaReport(NamedTuple):
 
     offered_requests: float = 0.0
     offered_prompt_tokens: float = 0.0
+    offered_prompt_squares: float = 0.0
     offered_output_tokens: float = 0.0
     queued_s: float = 0.0
     demand_shares: float = 0.0

@@ -1,9 +1,10 @@
 """How many replicas a model needs: the decision, without Ray and without a clock of its own.
 
 Work is counted in replicas: offered prompt tokens a second over what one replica computes in a second. As many are
-needed that the first token comes in time (prompts queue as in M/M/c), that none is busier than it may be, that what
-waits is worked off soon, and that sequences and their KV blocks find room. Up at once, counting those that start; down
-only where what was needed at any time in the last `downscale_delay_s`, and a margin, fits into fewer.
+needed that the first token comes in time (prompts queue as in M/G/c, by the approximation of Allen and Cunneen), that
+none is busier than it may be, that what waits is worked off soon, and that sequences and their KV blocks find room. Up
+at once, counting those that start, for the load that the trend foretells for when they are ready; down only where what
+was needed at any time in the last `downscale_delay_s`, and a margin, fits into fewer.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from typing import NamedTuple
 from app.autoscaling.offered import OfferedLoad, Rates
 from app.autoscaling.report import Observation, ReplicaReport
 
-# Load is what came in the last so many seconds; for going down, in the longer time.
-_UP_WINDOW_S = 4.0
-_DOWN_WINDOW_S = 8.0
+# Load is what came in the last so many seconds.
+_WINDOW_S = 4.0
 # What waits beyond the target's share below is to be worked off in so many times the first token's target.
 _DRAIN_TARGETS = 4.0
 # Of the first token's target, the part that queueing and computing a mean prompt may take: what is left is for longer
 # prompts, for steps in progress, and for the way there and back.
-_TARGET_SHARE = 0.5
+_TARGET_SHARE = 0.8
 # The first token's target is one for 95 of 100 requests.
 _LATE_SHARE = 0.05
 # What a start is taken to last until one was seen, and the weight of a further one.
@@ -86,20 +86,22 @@ class Sizer:
             return Decision(0, "idle", f"nothing was asked for in {rules.idle_to_zero_s:g} s")
         now_s = seen.now_s
         backlog_s = self._backlog_s(seen)
-        recent = self._offered.rates(now_s, _UP_WINDOW_S)
-        ahead_s = self._start_s + _UP_WINDOW_S / 2
-        growth = self._offered.trend(now_s) * ahead_s
-        coming = recent._replace(prompt_tokens=recent.prompt_tokens + max(growth, 0.0))
+        recent = self._offered.rates(now_s, _WINDOW_S)
+        ahead_s = self._start_s + _WINDOW_S / 2
+        trend = self._offered.trend(now_s)
+        coming = recent._replace(prompt_tokens=recent.prompt_tokens + max(trend * ahead_s, 0.0))
         need = self._needed(seen, coming, backlog_s, 0.0)
-        lasting = self._offered.rates(now_s, _DOWN_WINDOW_S)
-        calm = lasting if lasting.prompt_tokens > coming.prompt_tokens else coming
-        self._remember(now_s, self._needed(seen, calm, backlog_s, rules.downscale_margin))
+        # A rate that falls is already lower than its average.
+        spare = coming._replace(prompt_tokens=max(coming.prompt_tokens + min(trend, 0.0) * _WINDOW_S / 2, 0.0))
+        self._remember(now_s, self._needed(seen, spare, backlog_s, rules.downscale_margin))
         number, cause = need
         if number > target:
             if self._short_since_s is None:
                 self._short_since_s = now_s
             if now_s - self._short_since_s < rules.upscale_delay_s:
                 number, cause = target, "keep"
+            # Whatever is started is not let go before the delay.
+            self._remember(now_s, need)
         else:
             self._short_since_s = None
             lowest = max((item for _, item in self._needs), key=lambda item: item.num_replicas)
@@ -152,9 +154,8 @@ class Sizer:
         need = Need(max(rules.min_replicas, 1), "minimum")
         if self._capacity:
             work = rates.prompt_tokens / self._capacity * (1.0 + margin)
-            prompt_s = rates.prompt_tokens / rates.requests / self._capacity if rates.requests else 0.0
             number = need.num_replicas
-            while number < rules.max_replicas and not self._in_time(number, work, prompt_s):
+            while number < rules.max_replicas and not self._in_time(number, work, rates):
                 number += 1
             need = _larger(need, number, "prompts")
             # By the time that a replica has started the queue has grown, or shrunk.
@@ -174,18 +175,23 @@ class Sizer:
         need = _larger(need, math.ceil(kv_use / rules.max_kv_use), "kv")
         return Need(min(need.num_replicas, rules.max_replicas), need.cause)
 
-    def _in_time(self, number: int, work: float, prompt_s: float) -> bool:
+    def _in_time(self, number: int, work: float, rates: Rates) -> bool:
+        """Whether so many keep the first token's target, and their utilization."""
         if work > number * self._rules.target_utilization:
             return False
-        wait_s = late_wait_s(number, work, prompt_s, _LATE_SHARE)
+        prompt_s = rates.mean_prompt / self._capacity
+        wait_s = late_wait_s(number, work, prompt_s, _LATE_SHARE) * (1.0 + rates.prompt_variation) / 2
         return wait_s + prompt_s <= _TARGET_SHARE * self._rules.ttft_target_s
 
     def _remember(self, now_s: float, need: Need) -> None:
-        """Keep what was needed in the last `downscale_delay_s`, as far as it can still be the most."""
+        """Keep what was needed in the last `downscale_delay_s`, as far as it can still be the most.
+
+        Or as long as a start takes, if that is longer: what could not come back sooner is not let go.
+        """
         while self._needs and self._needs[-1][1].num_replicas <= need.num_replicas:
             self._needs.pop()
         self._needs.append((now_s, need))
-        while self._needs[0][0] < now_s - self._rules.downscale_delay_s:
+        while self._needs[0][0] < now_s - max(self._rules.downscale_delay_s, self._start_s):
             self._needs.popleft()
 
     def _describe(self, seen: Observation, recent: Rates, coming: Rates, backlog_s: float) -> str:

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.config import (
     INGRESS,
     AppArgs,
-    DeploymentArgs,
     IngressAppArgs,
     IngressArgs,
     IngressUserConfig,
@@ -112,17 +111,20 @@ class LoadedConfig:
         return any(ingress.proxy == "haproxy" for ingress in self.ingresses)
 
     @property
+    def autoscales(self) -> bool:
+        """Whether any model's replicas follow its load."""
+        return any(model.deployment.autoscaling for model in self.models)
+
+    @property
     def num_cpus(self) -> float:
         """Logical CPUs that all replicas ask for together."""
-        parts: list[IngressArgs | DeploymentArgs] = [*self.ingresses, *(model.deployment for model in self.models)]
-        # Of a replica of several ranks, all but the first.
-        ranks = sum(
-            (model.engine_config.tensor_parallel_size - 1)
-            * model.deployment.num_replicas
+        ingresses = sum(part.num_replicas * part.ray_actor_options.num_cpus for part in self.ingresses)
+        return ingresses + sum(
+            model.engine_config.tensor_parallel_size
+            * model.deployment.most_replicas
             * model.deployment.ray_actor_options.num_cpus
             for model in self.models
         )
-        return ranks + sum(part.num_replicas * part.ray_actor_options.num_cpus for part in parts)
 
 
 def load_config(path: Path) -> LoadedConfig:

@@ -36,12 +36,14 @@ _ALWAYS: Mapping[str, str] = {
     # No record of each of Ray's own calls, which nobody looks at without the dashboard.
     "RAY_task_events_report_interval_ms": "0",
 }
+# A replica that starts goes through its states one loop at a time, and a request may be waiting for it.
+_AUTOSCALING: Mapping[str, str] = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
 
 
 def environment(config: LoadedConfig) -> dict[str, str]:
     """Variables and values for a config."""
     haproxy = {HAPROXY_VARIABLE: "1"} if config.haproxy else {}
-    return {**_ALWAYS, **haproxy}
+    return {**_ALWAYS, **(_AUTOSCALING if config.autoscales else {}), **haproxy}
 
 
 def apply_environment(config: LoadedConfig) -> None:

@@ -44,7 +44,7 @@ class Demand:
         self._queued_s = queued_s
         self._output_tokens_each = float(expected_output_tokens)
         self._uncached = 1.0
-        self._requests = self._prompt_tokens = self._output_tokens = 0.0
+        self._come = DemandShare()
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -63,9 +63,13 @@ class Demand:
         expected = self._output_tokens_each
         if params.max_tokens is not None:
             expected = min(expected, params.max_tokens)
-        self._requests += 1.0
-        self._prompt_tokens += len(request.prompt_token_ids) * self._uncached
-        self._output_tokens += expected * params.n
+        prompt_tokens, come = len(request.prompt_token_ids) * self._uncached, self._come
+        self._come = DemandShare(
+            requests=come.requests + 1.0,
+            prompt_tokens=come.prompt_tokens + prompt_tokens,
+            prompt_squares=come.prompt_squares + prompt_tokens * prompt_tokens,
+            output_tokens=come.output_tokens + expected * params.n,
+        )
 
     def computed(self, prompt_tokens: int, cached_tokens: int) -> None:
         """A prompt has been computed, but for what was cached."""
@@ -81,16 +85,17 @@ class Demand:
         if not takers:
             # Kept for the first that comes up.
             return
-        share = 1.0 / len(takers)
+        share, come = 1.0 / len(takers), self._come
         frame = encode_demand(
             DemandShare(
-                share,
-                self._requests * share,
-                self._prompt_tokens * share,
-                self._output_tokens * share,
-                self._queued_s() * share,
+                share=share,
+                requests=come.requests * share,
+                prompt_tokens=come.prompt_tokens * share,
+                prompt_squares=come.prompt_squares * share,
+                output_tokens=come.output_tokens * share,
+                queued_s=self._queued_s() * share,
             )
         )
-        self._requests = self._prompt_tokens = self._output_tokens = 0.0
+        self._come = DemandShare()
         for replica_id in takers:
             self._links.send(replica_id, frame)

@@ -11,7 +11,7 @@ class DemandTotals(NamedTuple):
     """What a replica exports of demand.
 
     Attributes:
-        requests, prompt_tokens, output_tokens: offered to it since it started; they only grow.
+        requests, prompt_tokens, prompt_squares, output_tokens: offered to it since it started; they only grow.
         queued_s: seconds of one replica's work that wait in ingresses now, its share of them.
         shares: sum of the ingresses' shares; over all replicas it is the number of ingresses, but for the moment in
             which one of the replicas is new.
@@ -20,6 +20,7 @@ class DemandTotals(NamedTuple):
 
     requests: float
     prompt_tokens: float
+    prompt_squares: float
     output_tokens: float
     queued_s: float
     shares: float
@@ -31,7 +32,7 @@ class Demand:
 
     def __init__(self) -> None:
         self._latest: dict[str, DemandShare] = {}
-        self.totals = DemandTotals(0.0, 0.0, 0.0, 0.0, 0.0, 0)
+        self.totals = DemandTotals(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0)
 
     def told(self, ingress_id: str, share: DemandShare) -> None:
         """An ingress tells what has come since."""
@@ -49,6 +50,7 @@ class Demand:
         self.totals = DemandTotals(
             last.requests + news.requests,
             last.prompt_tokens + news.prompt_tokens,
+            last.prompt_squares + news.prompt_squares,
             last.output_tokens + news.output_tokens,
             sum(share.queued_s for share in latest),
             sum(share.share for share in latest),

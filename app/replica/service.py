@@ -165,6 +165,7 @@ class ReplicaService:
         return ReplicaReport(
             offered_requests=demand.requests,
             offered_prompt_tokens=demand.prompt_tokens,
+            offered_prompt_squares=demand.prompt_squares,
             offered_output_tokens=demand.output_tokens,
             queued_s=demand.queued_s,
             demand_shares=demand.shares,

@@ -20,14 +20,16 @@ class DemandShare:
 
     Attributes:
         share: of the ingress's whole; 1 over the replicas that were told.
-        requests, prompt_tokens, output_tokens: that have come since the last message: prompt tokens that no replica is
-            expected to have cached, and expected output. Held, queued and refused requests count.
+        requests, prompt_tokens, prompt_squares, output_tokens: that have come since the last message: prompt tokens
+            that no replica is expected to have cached, their squares request by request, and expected output. Held,
+            queued and refused requests count.
         queued_s: seconds of one replica's work that wait in the ingress now.
     """
 
     share: float = 0.0
     requests: float = 0.0
     prompt_tokens: float = 0.0
+    prompt_squares: float = 0.0
     output_tokens: float = 0.0
     queued_s: float = 0.0
 

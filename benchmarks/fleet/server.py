@@ -72,8 +72,14 @@ def fleet_config(shape: FleetShape, router: str, hold_ms: float | None, port: in
 
 
 @contextmanager
-def serving(config: dict[str, Any], folder: Path) -> Iterator[str]:
+def serving(
+    config: dict[str, Any], folder: Path, num_replicas: int | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Serve a config until the body ends; the URL. Its console is in `folder`/console.log.
+
+    Args:
+        num_replicas: that the ingresses are to be connected to before the body; None is what the config says.
+        environment: variables beside this process' own.
 
     Raises:
         RuntimeError: it did not start; the message has the console's last lines.
@@ -82,7 +88,12 @@ def serving(config: dict[str, Any], folder: Path) -> Iterator[str]:
     path, log = folder / "fleet.yaml", folder / "console.log"
     path.write_text(yaml.safe_dump(config))
     # Ray's routers block their loop; they have one of their own by default, and here.
-    environment = {**os.environ, "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1", "PYTHONPATH": str(_ROOT)}
+    variables = {
+        **os.environ,
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+        "PYTHONPATH": str(_ROOT),
+        **(environment or {}),
+    }
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve", str(path)],
@@ -90,11 +101,12 @@ def serving(config: dict[str, Any], folder: Path) -> Iterator[str]:
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env=variables,
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        num_replicas = config["applications"][0]["args"]["models"][0]["deployment"]["num_replicas"]
+        if num_replicas is None:
+            num_replicas = config["applications"][0]["args"]["models"][0]["deployment"]["num_replicas"]
         _wait_until_healthy(process, url, num_replicas, log)
         yield url
     finally:
@@ -120,10 +132,10 @@ def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, num_replicas
         time.sleep(0.1)
 
 
-def _num_connected(url: str) -> int:
-    """Replicas that the ingress which answers is connected to."""
+def _num_connected(url: str) -> int | None:
+    """Replicas that the ingress which answers is connected to; None if none does."""
     try:
         with urlopen(f"{url}/health", timeout=5) as response:
             return int(json.load(response)["models"][0]["num_replicas"])
     except (URLError, OSError):
-        return 0
+        return None

@@ -9,18 +9,28 @@ from app.autoscaling.report import ReplicaReport
 
 
 def report(requests: float, prompt: float = 0.0, output: float = 0.0, drawn: float = 0.0) -> ReplicaReport:
-    return ReplicaReport(requests, prompt, output, num_output_tokens=drawn)
+    squares = prompt * prompt / requests if requests else 0.0
+    return ReplicaReport(requests, prompt, squares, output, num_output_tokens=drawn)
 
 
 def test_growth_of_all_replicas_over_time() -> None:
     load = OfferedLoad()
-    load.observe(0.0, {"a": report(10), "b": report(7)})
-    load.observe(5.0, {"a": report(20, 1000, 50, 40), "b": report(17, 500, 50, 10)})
-    assert load.rates(5.0, 5.0) == Rates(4.0, 300.0, 20.0, 10.0)
+    load.observe(0.0, {"a": report(0), "b": ReplicaReport(7)})
+    exports = {"a": report(10, 1000, 50, 40), "b": ReplicaReport(17, 500, 25_000, 50, num_output_tokens=10)}
+    load.observe(5.0, exports)
+    assert load.rates(5.0, 5.0) == Rates(4.0, 300.0, 25_000.0, 20.0, 10.0)
     # The same exports again are no news.
-    load.observe(5.1, {"a": report(20, 1000, 50, 40), "b": report(17, 500, 50, 10)})
+    load.observe(5.1, exports)
     assert load.rates(10.0, 10.0).requests == 2.0
     assert load.rates(12.0, 5.0).requests == 0.0
+
+
+def test_how_much_prompts_differ() -> None:
+    rates = Rates(2.0, 400.0, 100**2 + 300**2, 0.0, 0.0)
+    assert rates.mean_prompt == 200.0
+    assert rates.prompt_variation == pytest.approx((100 / 200) ** 2)
+    assert Rates(2.0, 400.0, 2 * 200**2, 0.0, 0.0).prompt_variation == 0.0
+    assert (Rates(0, 0, 0, 0, 0).mean_prompt, Rates(0, 0, 0, 0, 0).prompt_variation) == (0.0, 0.0)
 
 
 def test_a_replica_seen_for_the_first_time_brings_no_past_and_one_that_restarts_none_either() -> None:

@@ -55,7 +55,12 @@ def context(now_s: float, target: int, *reports: ReplicaReport, requests: float 
 
 def report(requests: float, waiting_tokens: float = 0.0) -> ReplicaReport:
     return ReplicaReport(
-        requests, requests * 500, num_waiting_tokens=waiting_tokens, prompt_tokens_per_s=10_000.0, max_num_seqs=64
+        requests,
+        requests * 500,
+        requests * 500**2,
+        num_waiting_tokens=waiting_tokens,
+        prompt_tokens_per_s=10_000.0,
+        max_num_seqs=64,
     )
 
 

@@ -29,7 +29,7 @@ class Service:
         self.target = self.running = running
         self.start_s = start_s
         self.starts: list[float] = []
-        self.counters = [[0.0, 0.0, 0.0, 0.0] for _ in range(running)]
+        self.counters = [[0.0] * 4 for _ in range(running)]
         self.waiting_s = self.queued_s = self.kv_use = self.open_requests = 0.0
         self.num_running = 0.0
         self.output_tokens = 10.0
@@ -70,6 +70,7 @@ class Service:
             f"r{number}": ReplicaReport(
                 offered_requests=counter[0],
                 offered_prompt_tokens=counter[1],
+                offered_prompt_squares=2 * counter[1] * PROMPT,
                 offered_output_tokens=counter[2],
                 queued_s=self.queued_s / each,
                 demand_shares=1.0 / each,
@@ -115,7 +116,7 @@ def test_a_ramp_is_foreseen_by_the_time_that_a_start_takes() -> None:
     service.run(20.0, 1.0)
     for tenth in range(300):
         service.run(0.1, 1.0 + tenth / 100)
-        assert service.running >= 0.6 + tenth / 100, f"short of replicas after {tenth / 10} s"
+        assert service.running >= 0.75 + tenth / 100, f"short of replicas after {tenth / 10} s"
 
 
 def test_fewer_only_after_the_delay_and_never_below_the_highest_need_within_it() -> None:

@@ -59,6 +59,7 @@ async def test_shares_add_up_to_the_whole_and_nothing_is_told_twice() -> None:
     demand.close()
     assert links.total("requests") == pytest.approx(2.0)
     assert links.total("prompt_tokens") == pytest.approx(120.0)
+    assert links.total("prompt_squares") == pytest.approx(90**2 + 30**2)
     assert links.total("output_tokens") == pytest.approx(160.0)
     for shares in links.told.values():
         assert shares[-1].queued_s == pytest.approx(2.0)

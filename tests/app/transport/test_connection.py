@@ -101,7 +101,7 @@ async def test_frames_go_both_ways_and_unknown_kinds_are_ignored(served: Served)
     replica = Replica()
     link = ReplicaLink(served.endpoint, "ingress", SECRET, replica, LIMITS)
     await until(lambda: ("subscribed", "ingress") in served.ingresses.events)
-    share = DemandShare(0.5, 1.0, 20.0, 3.0, 0.25)
+    share = DemandShare(0.5, 1.0, 20.0, 400.0, 3.0, 0.25)
     link.send(encode_frame(250, "from the future") + encode_demand(share) + encode_abort([1, 2]))
     await until(lambda: ("aborted", "ingress", 1, 2) in served.ingresses.events)
     assert ("demanded", "ingress", share) in served.ingresses.events

@@ -18,7 +18,7 @@ def frame_of(data: bytes) -> Frame:
 
 
 def test_a_share_comes_back_as_it_was() -> None:
-    share = DemandShare(0.25, 1.5, 300.0, 40.0, 2.5)
+    share = DemandShare(0.25, 1.5, 300.0, 9e4, 40.0, 2.5)
     assert decode_demand(frame_of(encode_demand(share))) == share
 
 
