@@ -274,7 +274,8 @@ class ModelArgs(Args):
         admission: which requests may wait for it, and which are refused; null lets all wait on its replicas.
         aliases: further names that requests may use.
         chat_template: a Jinja template, for a checkpoint that has none or in place of its own.
-        adapters: name → PEFT folder of a LoRA adapter, on each node that runs a replica; requests name it `id:name`.
+        adapters: name → PEFT folder of a LoRA adapter: on each node that runs a replica, `s3://BUCKET/PREFIX` or
+            `hf:ORG/NAME`; requests name it `id:name`.
             The engine's `max_loras`, `max_lora_rank` and `adapter_memory` bound them.
     """
 

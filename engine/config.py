@@ -105,8 +105,9 @@ class EngineConfig:
         max_lora_rank: the largest rank that an adapter may have.
         adapter_memory: bytes that resident adapters may take together; None is no bound but `max_loras`. Adapters that
             no admitted request uses make room for others, the one whose last use is longest ago first.
-        adapters: name → PEFT folder, all read and checked at the start; further ones can be added while the engine
-            runs. A name is a letter or digit, then letters, digits and . _ / - (128 at most).
+        adapters: name → PEFT folder, of this node, `s3://BUCKET/PREFIX` or `hf:ORG/NAME`; all are fetched and checked
+            at the start, and further ones can be added while the engine runs. A name is a letter or digit, then
+            letters, digits and . _ / - (128 at most).
         seed: base seed of requests that bring none.
     """
 
@@ -194,7 +195,7 @@ class EngineConfig:
         if not isinstance(self.adapters, Mapping) or not all(
             isinstance(item, str) for pair in self.adapters.items() for item in pair
         ):
-            raise ConfigError("adapters must map names to folders")
+            raise ConfigError("adapters must map names to folders, s3:// or hf: sources")
         for name in self.adapters:
             check_adapter_name(name)
         if self.adapters and not self.enable_lora:

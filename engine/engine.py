@@ -84,8 +84,8 @@ class LLMEngine:
             executor.adapter_bytes,
             AdapterLoader(executor.prepare_adapter if config.enable_lora else None),
         )
-        for name, folder in config.adapters.items():
-            self.add_adapter(name, folder)
+        for name, source in config.adapters.items():
+            self.add_adapter(name, source)
         self._validator = RequestValidator(
             model_config,
             config,
@@ -166,10 +166,13 @@ class LLMEngine:
                 self.config.max_num_batched_tokens,
             )
 
-    def add_adapter(self, name: str, folder: str) -> None:
+    def add_adapter(self, name: str, source: str) -> None:
         """Read and check a PEFT folder, and take requests for it from now on. Any thread may call it.
 
-        A name stays its adapter's as long as the engine lives: adding the same folder again changes nothing.
+        A name stays its adapter's as long as the engine lives: adding the same source again changes nothing.
+
+        Args:
+            source: a folder, "s3://BUCKET/PREFIX" or "hf:ORG/NAME", fetched to this node now.
 
         Raises:
             ModelLoadError: no adapter of this base, or its rank is above `max_lora_rank`.
@@ -178,7 +181,7 @@ class LLMEngine:
         if not self.config.enable_lora:
             raise ConfigError(f"adapter {name}: this engine takes no adapters; set enable_lora=true")
         check_adapter_name(name)
-        self._adapters.register(read_adapter(name, folder, self.model_config, self.config.max_lora_rank))
+        self._adapters.register(read_adapter(name, source, self.model_config, self.config.max_lora_rank))
 
     @property
     def adapter_names(self) -> list[str]:

@@ -115,10 +115,6 @@ class AdapterManager:
         """All known adapters, as they were registered."""
         return list(self._known)
 
-    def folder(self, name: str) -> str:
-        """Where a known adapter was read."""
-        return self._known[name][0].folder
-
     def register(self, adapter: LoraAdapter) -> None:
         """Make an adapter known. It is loaded when a request wants it.
 
@@ -133,9 +129,9 @@ class AdapterManager:
                 f"adapter {adapter.name} takes {num_bytes} bytes, more than adapter_memory={self._max_bytes}"
             )
         known, _ = self._known.setdefault(adapter.name, (adapter, num_bytes))
-        if known.folder != adapter.folder:
+        if known.source != adapter.source:
             raise ConfigError(
-                f"adapter {adapter.name} is known already, from {known.folder}; give the one in {adapter.folder} "
+                f"adapter {adapter.name} is known already, from {known.source}; give the one in {adapter.source} "
                 "another name"
             )
 

@@ -14,16 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from engine.adapters.adapter_source import CONFIG, WEIGHTS, open_adapter
 from engine.adapters.peft_config import PeftConfig, read_peft_config
 from engine.errors import ModelLoadError
 from engine.loading.decoder_weights import Linear, decoder_linears
+from engine.loading.file_supply import LOCAL, FileSupply
 from engine.loading.safetensors_checkpoint import read_header
 from engine.loading.stored_tensor import FloatArray, StoredTensor
 from engine.loading.weight_names import WEIGHT_NAMES
 from engine.model_config import ModelConfig
 from engine.parallel import DecoderShard
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
 
 
@@ -51,13 +52,21 @@ class LoraAdapter:
 
     Attributes:
         name: by which requests ask for it.
-        folder: where it was read.
+        source: what its folder was named by.
         ranks: of each matrix that it adds to, by the keys of `decoder_weights` ("layers.3.query").
     """
 
-    def __init__(self, name: str, folder: str, linears: Mapping[str, Linear], modules: Mapping[str, _Stored]) -> None:
+    def __init__(
+        self,
+        name: str,
+        source: str,
+        linears: Mapping[str, Linear],
+        modules: Mapping[str, _Stored],
+        supply: FileSupply = LOCAL,
+    ) -> None:
         self.name = name
-        self.folder = folder
+        self.source = source
+        self._supply = supply  # what it has fetched stays on the node as long as this lives
         self._linears = {key: linear for key, linear in linears.items() if linear.tensor in modules}
         self._modules = modules
         self.ranks = {key: modules[linear.tensor].rank for key, linear in self._linears.items()}
@@ -85,11 +94,12 @@ class LoraAdapter:
 
 
 def read_adapter(
-    name: str, folder: str, model: ModelConfig, max_rank: int, shard: DecoderShard | None = None
+    name: str, source: str, model: ModelConfig, max_rank: int, shard: DecoderShard | None = None
 ) -> LoraAdapter:
     """Read and check an adapter for a base.
 
     Args:
+        source: its folder, as open_adapter takes it.
         max_rank: the largest rank that is taken.
         shard: one rank's part of the base, for its part of the adapter; None is all.
 
@@ -97,20 +107,16 @@ def read_adapter(
         ModelLoadError: no PEFT folder, not LoRA of linear layers, or not of this base. The message names file, tensor
             and what was expected.
     """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise ModelLoadError(f"adapter {name}: {folder}: no such folder")
-    if not (path / CONFIG).is_file():
-        raise ModelLoadError(f"adapter {name}: {path}: {CONFIG} is missing; expected a folder that PEFT has saved")
     linears = {linear.key: linear for linear in decoder_linears(model, shard)}
     try:
+        path, supply = open_adapter(source)
         config = read_peft_config(path / CONFIG)
         checker = _Checker(config, model, {linear.tensor: linear for linear in linears.values()}, max_rank)
         checker.check_targets()
         modules = checker.match(_tensors(path / WEIGHTS), path / WEIGHTS)
     except ModelLoadError as error:
         raise ModelLoadError(f"adapter {name}: {error}") from error
-    return LoraAdapter(name, str(path), linears, modules)
+    return LoraAdapter(name, source, linears, modules, supply)
 
 
 def _tensors(path: Path) -> list[StoredTensor]:

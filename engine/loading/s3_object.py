@@ -121,6 +121,7 @@ class CachedObject:
                 state[:] = bytes(size)
             return state
         finally:
+            fcntl.flock(fd, fcntl.LOCK_UN)  # the mapping has a descriptor of its own, which would keep the lock
             os.close(fd)
 
 

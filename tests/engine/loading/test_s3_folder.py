@@ -448,3 +448,18 @@ def test_the_embedded_model_from_s3_gives_its_tokens(s3: S3Server) -> None:
     with_s3 = LLM("s3://models/smol/model.gguf", num_blocks=64)
     assert with_s3.generate([prompt], params)[0].outputs[0].token_ids == expected
     assert s3.proxy.sent == path.stat().st_size
+
+
+def test_two_that_are_in_use_at_once_wait_for_nobody(s3: S3Server) -> None:
+    """As an ingress' and a replica's, or an adapter's and that of a model beside it."""
+    body = content(1 << 17)
+    source = put_big(s3, "shared", body)
+    folders: list[S3Folder] = []
+    thread = threading.Thread(target=lambda: folders.extend([S3Folder(source), S3Folder(source)]), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert len(folders) == 2, "the second waits for a lock that the first keeps"
+    for folder in folders:
+        path = folder.folder / "model.safetensors"
+        folder.fetch({path: None})
+        assert path.read_bytes() == body
