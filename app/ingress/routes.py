@@ -38,7 +38,6 @@ from app.telemetry import spans
 from app.telemetry.application import ApplicationMetrics
 from app.telemetry.ingress_metrics import RequestRecord
 from app.telemetry.request_trace import Phase, current_trace
-from app.telemetry.samples import CONTENT_TYPE
 from app.version import version
 
 
@@ -155,7 +154,8 @@ class Routes:
 
     async def show_metrics(self, request: Request) -> Response:
         self._api_keys.check(request)
-        return Response(await self._metrics.text(), media_type=CONTENT_TYPE)
+        exposed = await self._metrics.exposed(request.headers.get("accept", ""))
+        return Response(exposed.content, headers={"content-type": exposed.content_type})
 
     async def show_version(self, request: Request) -> Response:  # noqa: ARG002 - Starlette passes the request
         return JSONResponse({"version": version()})
@@ -168,6 +168,7 @@ class Routes:
             record.on_end = log_request
         if (trace := current_trace()) is not None:
             trace.record = record
+            record.exemplar = {"trace_id": trace.trace_id, "span_id": trace.span_id}
         try:
             yield record
         except ClientDisconnectedError:

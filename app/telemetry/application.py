@@ -16,7 +16,7 @@ from typing import Protocol
 from app.telemetry import metrics
 from app.telemetry.ingress_metrics import IngressMetrics
 from app.telemetry.model_samples import ModelTelemetry, replica_samples, routing_samples
-from app.telemetry.samples import MetricSample, exposition_text, sample, with_label
+from app.telemetry.samples import Exposition, MetricSample, expose, sample, with_label
 
 logger = logging.getLogger("ray.serve")
 
@@ -68,8 +68,8 @@ class ApplicationMetrics:
         """What the replicas have told this ingress, as they tell every other."""
         return [item for model in self._models() for item in replica_samples(model.id, model.telemetry())]
 
-    async def text(self) -> bytes:
-        """The application's metrics in Prometheus' text format.
+    async def exposed(self, accept: str = "") -> Exposition:
+        """The application's metrics in the format that `accept`, a header, asks for: Prometheus' text, or OpenMetrics.
 
         An ingress that does not answer is left out, which `quire_ingresses` shows.
         """
@@ -84,4 +84,4 @@ class ApplicationMetrics:
         samples = [sample(metrics.INGRESSES, len(by_ingress)), *self.replica_samples()]
         for ingress_id in sorted(by_ingress):
             samples += with_label(by_ingress[ingress_id], "ingress", ingress_id)
-        return exposition_text(samples)
+        return expose(samples, accept)

@@ -71,6 +71,7 @@ class RequestRecord:
         model_id: of the model that it goes to; empty until that is known.
         usage: of its tokens; None until it is known to be sound.
         on_end: told once, at its end.
+        exemplar: names its trace on the histograms, if it is traced.
     """
 
     def __init__(self, ingress: IngressMetrics, endpoint: str) -> None:
@@ -84,6 +85,7 @@ class RequestRecord:
         self.usage: TokenCounts | None = None
         self._num_choices = 1
         self._ended = False
+        self.exemplar: dict[str, str] | None = None
         self.on_end: Callable[[RequestRecord], None] | None = None
         self.code: int = CLIENT_WENT_AWAY
 
@@ -130,11 +132,11 @@ class RequestRecord:
         kept.output_tokens.labels(model_id).inc(usage.completion_tokens)
         if self._first_s is None:
             return
-        kept.time_to_first_token.labels(model_id).observe(self._first_s - self._began_s)
-        kept.queue_time.labels(model_id).observe(self._queue_s)
+        kept.time_to_first_token.labels(model_id).observe(self._first_s - self._began_s, self.exemplar)
+        kept.queue_time.labels(model_id).observe(self._queue_s, self.exemplar)
         gaps = usage.completion_tokens / self._num_choices - 1
         if gaps > 0 and self._last_s > self._first_s:
-            kept.time_per_output_token.labels(model_id).observe((self._last_s - self._first_s) / gaps)
+            kept.time_per_output_token.labels(model_id).observe((self._last_s - self._first_s) / gaps, self.exemplar)
         if self.code == HTTPStatus.OK:
             # A failed or abandoned request says nothing of how long one takes.
-            kept.request_duration.labels(model_id).observe(kept.clock() - self._began_s)
+            kept.request_duration.labels(model_id).observe(kept.clock() - self._began_s, self.exemplar)

@@ -9,19 +9,29 @@ from typing import NamedTuple
 from prometheus_client import exposition
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
+from prometheus_client.samples import Exemplar
 
 from app.telemetry.metrics import ALL_METRICS, MetricDefinition
 
-CONTENT_TYPE = exposition.CONTENT_TYPE_PLAIN_0_0_4
+
+class Exposition(NamedTuple):
+    """`/metrics` in the format that was asked for."""
+
+    content: bytes
+    content_type: str
 
 
 class MetricSample(NamedTuple):
-    """One number of the metric `family`. `name` is longer than it in a histogram: `_bucket`, `_sum`, `_count`."""
+    """One number of the metric `family`. `name` is longer than it in a histogram: `_bucket`, `_sum`, `_count`.
+
+    `exemplar` is of a bucket: the last request in it that was traced.
+    """
 
     family: str
     name: str
     labels: Mapping[str, str]
     value: float
+    exemplar: Exemplar | None = None
 
 
 def sample(metric: MetricDefinition, value: float, *labels: str) -> MetricSample:
@@ -33,7 +43,7 @@ def collect_samples(registry: CollectorRegistry) -> list[MetricSample]:
     """All numbers of a process. Creation times are left out: Prometheus' text format has none."""
     families = {family.name.removesuffix("_total"): family for family in ALL_METRICS}
     return [
-        MetricSample(families[metric.name].name, item.name, item.labels, item.value)
+        MetricSample(families[metric.name].name, item.name, item.labels, item.value, item.exemplar)
         for metric in registry.collect()
         for item in metric.samples
         if not item.name.endswith("_created")
@@ -45,15 +55,20 @@ def with_label(samples: Iterable[MetricSample], name: str, value: str) -> list[M
     return [item._replace(labels={**item.labels, name: value}) for item in samples]
 
 
-def exposition_text(samples: Iterable[MetricSample]) -> bytes:
-    """Prometheus' text format; the metrics in the table's order, those without a sample left out.
+def expose(samples: Iterable[MetricSample], accept: str = "") -> Exposition:
+    """Prometheus' text format, or OpenMetrics for whoever accepts that, which alone has exemplars.
 
-    Samples of metrics that are not in the table, as another version's process may send, are left out too.
+    The metrics in the table's order, those without a sample left out. Samples of metrics that are not in the table, as
+    another version's process may send, are left out too.
+
+    Args:
+        accept: the request's header of that name.
     """
     by_family: dict[str, list[MetricSample]] = defaultdict(list)
     for item in samples:
         by_family[item.family].append(item)
-    return exposition.generate_latest(_Collected(by_family))
+    encode, content_type = exposition.choose_encoder(accept)
+    return Exposition(encode(_Collected(by_family)), content_type)
 
 
 class _Collected(Collector):
@@ -68,5 +83,5 @@ class _Collected(Collector):
             if found:
                 metric = Metric(definition.name.removesuffix("_total"), definition.help, definition.type)
                 for item in found:
-                    metric.add_sample(item.name, dict(item.labels), item.value)
+                    metric.add_sample(item.name, dict(item.labels), item.value, exemplar=item.exemplar)
                 yield metric

@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from opentelemetry.trace import SpanKind
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from app.ingress.app import build_asgi_app
 from app.ingress.models import ModelRegistry, ServedModel
@@ -192,3 +193,36 @@ async def test_prompt_and_answer_if_they_are_asked_for(
     attributes = attributes_of(collected.named("POST /v1/completions"))
     assert attributes[spans.INPUT_MESSAGES] == '[{"role": "user", "p'
     assert attributes[spans.OUTPUT_MESSAGES] == '[{"role": "assistant'
+
+
+async def test_histograms_name_a_trace(http: httpx2.AsyncClient, collected: Collected) -> None:
+    await http.post(ROOT.split()[1], json=chat(max_tokens=4))
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    answer = await http.get("/metrics", headers={"accept": accept})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    named = {
+        sample.name: sample.exemplar.labels
+        for family in openmetrics_families(answer.text)  # type: ignore[no-untyped-call]
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    root = collected.named(ROOT)
+    assert root.context is not None
+    labels = {"trace_id": f"{root.context.trace_id:032x}", "span_id": f"{root.context.span_id:016x}"}
+    assert named == {
+        "quire_time_to_first_token_seconds_bucket": labels,
+        "quire_time_per_output_token_seconds_bucket": labels,
+        "quire_request_queue_seconds_bucket": labels,
+        "quire_request_duration_seconds_bucket": labels,
+    }
+    # Prometheus' older format has no exemplars.
+    plain = await http.get("/metrics")
+    assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "trace_id" not in plain.text
+
+
+async def test_a_request_that_is_not_sampled_is_no_exemplar(http: httpx2.AsyncClient) -> None:
+    await http.post(ROOT.split()[1], json=chat(), headers={"traceparent": f"00-{TRACE}-{PARENT}-00"})
+    answer = await http.get("/metrics", headers={"accept": "application/openmetrics-text;version=1.0.0"})
+    assert "quire_request_duration_seconds_bucket" in answer.text
+    assert "trace_id" not in answer.text
