@@ -200,11 +200,6 @@ class EngineConfig:
             check_adapter_name(name)
         if self.adapters and not self.enable_lora:
             raise ConfigError("adapters need enable_lora=true")
-        if self.enable_lora and self.tensor_parallel_size > 1:
-            raise ConfigError(
-                f"enable_lora=true needs tensor_parallel_size=1, not {self.tensor_parallel_size}: adapters are not "
-                "split over ranks"
-            )
 
     def _check_device(self) -> None:
         if not (isinstance(self.device, str) and self.device.startswith(SIMULATED)):

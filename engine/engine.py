@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.adapters import AdapterLoader, AdapterManager, AdapterStats, read_adapter
+from engine.adapters import AdapterLoader, AdapterManager, AdapterStats
 from engine.config import CacheConfig, EngineConfig, check_adapter_name
 from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
@@ -181,7 +181,7 @@ class LLMEngine:
         if not self.config.enable_lora:
             raise ConfigError(f"adapter {name}: this engine takes no adapters; set enable_lora=true")
         check_adapter_name(name)
-        self._adapters.register(read_adapter(name, source, self.model_config, self.config.max_lora_rank))
+        self._adapters.register(self._executor.read_adapter(name, source))
 
     @property
     def adapter_names(self) -> list[str]:

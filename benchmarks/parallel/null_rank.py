@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.adapters import LoraAdapter
 from engine.config import CacheConfig
 from engine.control import RankSetup, serve_rank
 from engine.control.processes import read_invitation
-from engine.errors import CommunicatorError
+from engine.errors import CommunicatorError, ConfigError
 from engine.parallel import Cancellation
 from engine.preemption import SwapCost
 from engine.scheduling import SamplerOutput, SchedulerOutput
@@ -38,6 +39,14 @@ class NullWorker:
 
     def build_cache(self, cache_config: CacheConfig, max_model_len: int) -> None:
         """There is none."""
+
+    def read_adapter(self, name: str, source: str) -> LoraAdapter:
+        """None: nothing is computed."""
+        raise ConfigError(f"adapter {name}: {source}: there are no adapters here")
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """As float32."""
+        return 4 * adapter.num_elements
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         """Note when this rank could have begun to compute."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from engine.adapters import LoraAdapter
 from engine.config import CacheConfig, EngineConfig
 from engine.control.connection import ControlError, Frame, Invitation, Kind, join
 from engine.control.shared_ring import RingError, RingReader
@@ -47,6 +48,14 @@ class RankWorker(Protocol):
 
     def build_cache(self, cache_config: CacheConfig, max_model_len: int) -> None:
         """Allocate the pool."""
+        ...
+
+    def read_adapter(self, name: str, source: str) -> LoraAdapter:
+        """This rank's part of an adapter."""
+        ...
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """What that takes while it is resident."""
         ...
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
@@ -139,6 +148,8 @@ class _Rank:
         connection = self._connection
         setup = RankSetup.from_json(self._expect(Kind.SETUP).json())
         worker = self._worker = self._make_worker(setup, self._cancellation)
+        for name, source in setup.config.adapters.items():
+            worker.read_adapter(name, source)  # what this node has not, is said now
         connection.send_json(Kind.LOADED, num_blocks=worker.choose_num_blocks(setup.max_model_len))
         cache = self._expect(Kind.CACHE).json()
         if cache["ring"]:
@@ -154,7 +165,7 @@ class _Rank:
                 raise CommunicatorError(
                     f"rank {self._rank} fell out of step: it was sent step {number} and expects {self._num_done + 1}"
                 )
-            worker.execute(decode_step(message[STEP_NUMBER.size :]))
+            worker.execute(decode_step(message[STEP_NUMBER.size :], worker.read_adapter))
             self._num_done = number
 
     def _next(self) -> bytes | None:

@@ -1,11 +1,13 @@
 """A step's work as one run of bytes: what all ranks of a tensor-parallel engine act on (§4.6).
 
-    counts   int32 [6]      how many there are of each of the following; of copies, to swap out, to swap in, to copy
+    counts   int32 [8]      how many there are of each of the following; of copies, to swap out, to swap in, to copy
     rows     int64 [6, n]   of each scheduled sequence: its id, start, how many tokens and blocks, whether it draws, and
                             its adapter's slot
     copies   int32 [n, 2]   blocks to swap out, to swap in, and to copy
     tokens   int32 [n]      of all sequences, one after the other
     blocks   int32 [n]      their block tables
+    drops    int32 [n]      slots of adapters to empty
+    loads    UTF-8 [n]      slots to fill: JSON, a list of slot, name and source; each rank reads its own part
 
 Rank 0 draws alone. The others compute their part of the logits, for which they need to know of which rows, and nothing
 of who asked for them and how they are to be drawn from.
@@ -16,21 +18,23 @@ are that run this.
 
 from __future__ import annotations
 
+import json
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from engine.adapters import NO_CHANGES, AdapterChanges, AdapterLoad, LoraAdapter
 from engine.int32_buffer import Int32Array
 from engine.memory import BlockCopy
 from engine.sampling_params import SamplingParams
 from engine.scheduling import SampleRequest, ScheduledSequence, SchedulerOutput
 
-_INT32, _INT64 = np.dtype("<i4"), np.dtype("<i8")
-_NUM_COUNTS, _ROW_FIELDS = 6, 6
+_INT32, _INT64, _BYTE = np.dtype("<i4"), np.dtype("<i8"), np.dtype("u1")
+_NUM_COUNTS, _ROW_FIELDS = 8, 6
 _NO_TOKENS: Int32Array = np.empty(0, dtype=np.int32)
 
 # What a rank other than 0 finds as the draws of a row whose logits it helps to compute.
@@ -39,7 +43,9 @@ DRAWN_BY_RANK_0 = (SampleRequest(-1, "", SamplingParams(), 0, 0, 0, 0, _NO_TOKEN
 
 def encode_step(output: SchedulerOutput) -> bytes:
     """The step for the ranks that do not draw."""
-    assert not any(output.adapters), "adapters are not split over ranks"
+    drops, loads = output.adapters
+    orders = json.dumps([(load.slot, load.adapter.name, load.adapter.source) for load in loads]) if loads else ""
+    text = orders.encode()
     columns = zip(*output.scheduled, strict=True) if output.scheduled else ((),) * 6
     seq_ids, starts, tokens, blocks, samples, slots = columns
     token_counts, block_counts = list(map(len, tokens)), list(map(len, blocks))
@@ -52,22 +58,31 @@ def encode_step(output: SchedulerOutput) -> bytes:
         len(output.blocks_to_copy),
         sum(token_counts),
         sum(block_counts),
+        len(drops),
+        len(text),
     )
-    return b"".join((array("i", counts), rows, array("i", chain.from_iterable(copies)), *tokens, *blocks))
+    pairs = array("i", chain.from_iterable(copies))
+    return b"".join((array("i", counts), rows, pairs, *tokens, *blocks, array("i", drops), text))
 
 
-def decode_step(message: bytes) -> SchedulerOutput:
+def decode_step(message: bytes, read_adapter: Callable[[str, str], LoraAdapter]) -> SchedulerOutput:
     """The step as a rank other than 0 runs it, with DRAWN_BY_RANK_0 for what is drawn. Arrays are views of `message`.
+
+    Args:
+        read_adapter: gives this rank's part of an adapter by its name and source.
 
     Raises:
         ValueError: the message is shorter or longer than it says.
     """
     reader = _Reader(message)
-    num_rows, num_out, num_in, num_copies, num_tokens, num_blocks = reader.array(_INT32, _NUM_COUNTS).tolist()
+    counts = reader.array(_INT32, _NUM_COUNTS).tolist()
+    num_rows, num_out, num_in, num_copies, num_tokens, num_blocks, num_drops, num_text = counts
     rows = reader.array(_INT64, _ROW_FIELDS * num_rows).reshape(_ROW_FIELDS, num_rows)
     pairs = reader.array(_INT32, 2 * (num_out + num_in + num_copies)).reshape(-1, 2).tolist()
     tokens = reader.array(_INT32, num_tokens)
     blocks = reader.array(_INT32, num_blocks)
+    drops = reader.array(_INT32, num_drops).tolist()
+    text = reader.array(_BYTE, num_text).tobytes()
     reader.finish()
     seq_ids, starts, token_counts, block_counts, draws, slots = rows.tolist()
     columns = (
@@ -80,7 +95,15 @@ def decode_step(message: bytes) -> SchedulerOutput:
     )
     scheduled = tuple(map(ScheduledSequence._make, zip(*columns, strict=True)))
     copies = tuple(BlockCopy(source, destination) for source, destination in pairs)
-    return SchedulerOutput(scheduled, copies[:num_out], copies[num_out : num_out + num_in], copies[num_out + num_in :])
+    orders = json.loads(text) if text else ()
+    loads = tuple(AdapterLoad(slot, read_adapter(name, source)) for slot, name, source in orders)
+    return SchedulerOutput(
+        scheduled,
+        copies[:num_out],
+        copies[num_out : num_out + num_in],
+        copies[num_out + num_in :],
+        AdapterChanges(tuple(drops), loads) if drops or loads else NO_CHANGES,
+    )
 
 
 class _Reader:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from engine.adapters import LoraAdapter
 from engine.config import CacheConfig
+from engine.errors import ConfigError
 from engine.preemption import SwapCost
 from engine.scheduling import SamplerOutput, SchedulerOutput
 
@@ -30,6 +31,15 @@ class Executor(Protocol):
         """What can be made of an adapter before it is put into a slot: of its file, beside the steps, on any thread.
         Comes back as AdapterLoad.prepared. None leaves all to the step that loads it."""
         return None
+
+    def read_adapter(self, name: str, source: str) -> LoraAdapter:
+        """This process' part of an adapter, checked. Any thread may call it.
+
+        Raises:
+            ModelLoadError: see read_adapter.
+            ConfigError: this device computes none, as by default.
+        """
+        raise ConfigError(f"adapter {name}: {source}: this device computes no adapters")
 
     def check_health(self) -> None:
         """Raise EngineDeadError if steps can no longer be run. By default, the caller's own process is all there is."""
@@ -95,6 +105,9 @@ class UniprocExecutor(AsyncExecutor):
 
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         return self._worker.adapter_bytes(adapter)
+
+    def read_adapter(self, name: str, source: str) -> LoraAdapter:
+        return self._worker.read_adapter(name, source)
 
     def prepare_adapter(self, adapter: LoraAdapter) -> object:
         return self._worker.prepare_adapter(adapter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from engine.adapters import LoraAdapter
 from engine.config import CacheConfig, EngineConfig
 from engine.control import WorkerGroup, WorkerLauncher
 from engine.control.driver import HANG_S
@@ -84,6 +85,13 @@ class ParallelExecutor(Executor):
             raise cause from error
         self._group.finished()
         return drawn
+
+    def read_adapter(self, name: str, source: str) -> LoraAdapter:
+        return self._worker.read_adapter(name, source)
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """Of rank 0's part; the others' are about as large."""
+        return self._worker.adapter_bytes(adapter)
 
     def swap_cost(self) -> SwapCost | None:
         return self._swap_cost

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 
-from engine.adapters import LoraAdapter
+from engine.adapters import LoraAdapter, read_adapter
 from engine.config import CacheConfig, EngineConfig
 from engine.errors import ConfigError
 from engine.execution.executor import FinishedStep, PendingStep
@@ -43,6 +43,7 @@ class Worker(ABC):
         self._runner: ModelRunner | None = None
         self.swap_cost: SwapCost | None = None
         self._latest = LatestTokens()
+        self._adapters: dict[tuple[str, str], LoraAdapter] = {}
 
     def choose_num_blocks(self, max_model_len: int) -> int:
         """`num_blocks` as configured, or as many as the memory fraction allows, though no more than can be used."""
@@ -72,6 +73,18 @@ class Worker(ABC):
     @abstractmethod
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         """What an adapter takes while it is resident."""
+
+    def read_adapter(self, name: str, source: str) -> LoraAdapter:
+        """This rank's part of an adapter: A's columns where the base's inputs are split, else B's rows. Read once.
+
+        Raises:
+            ModelLoadError: see read_adapter.
+        """
+        known = self._adapters.get((name, source))
+        if known is None:
+            known = read_adapter(name, source, self._model_config, self._config.max_lora_rank, self._shard)
+            self._adapters[name, source] = known
+        return known
 
     @abstractmethod
     def prepare_adapter(self, adapter: LoraAdapter) -> object:

@@ -98,6 +98,9 @@ class RowParallelLinear(Linear):
         if self._communicator is None:
             return super().__call__(x)
         y = self._multiply(x, None)
+        if self.adapters is not None:
+            # A of these features, and all of B: the sum over the ranks is theirs too.
+            self.adapters.add_to(y, x)
         self._communicator.all_reduce(y)
         return y if self.bias is None else y.add_(self.bias)
 

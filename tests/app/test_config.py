@@ -176,10 +176,6 @@ def test_a_models_adapters_become_engine_options_and_names() -> None:
         ({"adapters": {"a:b": "x"}}, r"models\[0\]: adapters: 'a:b' must begin with a letter"),
         ({"adapters": {"a": "x"}, "engine": {"enable_lora": True, "adapters": {"b": "y"}}}, "give them in one place"),
         ({"adapters": {"a": "x"}, "engine": {"enable_lora": False}}, "adapters need enable_lora=true"),
-        (
-            {"adapters": {"a": "x"}, "engine": {"tensor_parallel_size": 2}},
-            "enable_lora=true needs tensor_parallel_size=1",
-        ),
         ({"adapters": {"a": "x"}, "engine": {"device": "simulated:h200"}}, "enable_lora=True means nothing on device"),
         ({"id": "m", "adapters": {"a": "x"}, "aliases": ["m:a"]}, "the model name 'm:a' is given twice"),
     ],

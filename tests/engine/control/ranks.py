@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from engine.adapters import LoraAdapter
 from engine.config import CacheConfig
 from engine.control import RankSetup, serve_rank
 from engine.control.processes import read_invitation
@@ -47,6 +48,14 @@ class SummingWorker:
         assert cache_config.num_blocks <= max_model_len
         if cache_config.num_swap_blocks:
             self.swap_cost = SwapCost(100, 100.0 / (1 + self._rank), 100.0)
+
+    def read_adapter(self, name: str, source: str) -> LoraAdapter:
+        """None: nothing is computed."""
+        raise ConfigError(f"adapter {name}: {source}: there are no adapters here")
+
+    def adapter_bytes(self, adapter: LoraAdapter) -> int:
+        """As float32."""
+        return 4 * adapter.num_elements
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         tokens = tuple(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.adapters import NO_CHANGES
+from engine.adapters import NO_CHANGES, AdapterChanges, AdapterLoad, LoraAdapter
 from engine.control.step_codec import DRAWN_BY_RANK_0, decode_step, encode_step
 from engine.memory import BlockCopy
 from engine.sampling_params import MAX_SEED, SamplingParams
@@ -46,9 +46,13 @@ SEQUENCES = st.builds(
     st.lists(sample_requests(), max_size=3).map(tuple),
     st.integers(-1, 4095),
 )
-STEPS = st.builds(
-    SchedulerOutput, st.lists(SEQUENCES, max_size=4).map(tuple), COPIES, COPIES, COPIES, st.just(NO_CHANGES)
+ADAPTERS = {name: LoraAdapter(name, f"s3://adapters/{name}", {}, {}) for name in ("sql", "näher", "c")}
+SLOTS = st.lists(st.integers(0, 4095), max_size=3, unique=True).map(tuple)
+LOADS = st.lists(
+    st.builds(AdapterLoad, st.integers(0, 4095), st.sampled_from(list(ADAPTERS.values())), st.none()), max_size=3
 )
+CHANGES = st.builds(AdapterChanges, SLOTS, LOADS.map(tuple)) | st.just(NO_CHANGES)
+STEPS = st.builds(SchedulerOutput, st.lists(SEQUENCES, max_size=4).map(tuple), COPIES, COPIES, COPIES, CHANGES)
 
 
 def plain(value: Any) -> Any:
@@ -62,6 +66,11 @@ def plain(value: Any) -> Any:
     return (type(value), value)
 
 
+def own_part(name: str, source: str) -> LoraAdapter:
+    assert ADAPTERS[name].source == source
+    return ADAPTERS[name]
+
+
 def as_others_run_it(item: ScheduledSequence) -> ScheduledSequence:
     """Ranks that do not draw learn of which rows the logits are wanted, and no more."""
     return item._replace(samples=DRAWN_BY_RANK_0 if item.samples else ())
@@ -71,7 +80,7 @@ def as_others_run_it(item: ScheduledSequence) -> ScheduledSequence:
 @given(STEPS)
 def test_every_field_that_is_computed_from_comes_back(step: SchedulerOutput) -> None:
     expected = dataclasses.replace(step, scheduled=tuple(map(as_others_run_it, step.scheduled)))
-    assert plain(decode_step(encode_step(step))) == plain(expected)
+    assert plain(decode_step(encode_step(step), own_part)) == plain(expected)
 
 
 def test_how_tokens_are_drawn_is_told_nobody() -> None:
@@ -89,6 +98,6 @@ def test_how_tokens_are_drawn_is_told_nobody() -> None:
 def test_a_message_of_another_length_is_refused(change: bytes) -> None:
     message = encode_step(SchedulerOutput(()))
     with pytest.raises(ValueError, match=r"says that it has|buffer"):
-        decode_step(message + change)
+        decode_step(message + change, own_part)
     with pytest.raises(ValueError, match=r"says that it has|buffer"):
-        decode_step(message[: -len(change)])
+        decode_step(message[: -len(change)], own_part)

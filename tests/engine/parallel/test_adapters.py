@@ -1,0 +1,77 @@
+"""Adapters over two ranks give the tokens that one gives, in float32: B split where the base's outputs are, A where its
+inputs are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from engine import LLMEngine
+from engine.errors import ConfigError, ModelLoadError
+from engine.request import EngineRequest
+from tests.engine.adapters.peft import GPT2, write_adapter, write_base
+from tests.engine.parallel.test_tokens import engine_of
+from tests.engine.test_adapters import NAMES, SHAPES, request, run
+
+KERNELS = ["native", "reference"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def adapters(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        f"a{i}": write_adapter(folder / f"a{i}", base, i, targets, rank, **config)
+        for i, (targets, rank, config) in enumerate(SHAPES)
+    }
+
+
+def mixed() -> list[EngineRequest]:
+    return [request(name, seed) for seed, name in enumerate(NAMES * 2)]
+
+
+def options(adapters: dict[str, str], **others: object) -> dict[str, object]:
+    return {"num_blocks": 200, "enable_lora": True, "adapters": adapters, **others}
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_two_ranks_give_the_tokens_of_one(kernels: str, base: str, adapters: dict[str, str]) -> None:
+    with engine_of(base, kernels=kernels, **options(adapters)) as engine:
+        expected = run(engine, mixed())
+    with engine_of(base, kernels=kernels, tensor_parallel_size=2, **options(adapters, max_loras=2)) as engine:
+        assert run(engine, mixed()) == expected
+        stats = engine.adapter_stats()
+        assert stats.num_evictions >= 2, "slots were emptied and filled on both ranks"
+        assert_added_while_it_runs(engine, adapters, expected[2])
+
+
+def assert_added_while_it_runs(engine: LLMEngine, adapters: dict[str, str], expected: object) -> None:
+    engine.add_adapter("later", adapters["a1"])
+    item = request("later", 2)
+    assert run(engine, [item]) == [expected]
+    with pytest.raises(ConfigError, match="adapter later is known already"):
+        engine.add_adapter("later", adapters["a2"])
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_fused_and_transposed_weights(kernels: str, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "gpt2", GPT2)
+    folder = write_adapter(tmp_path / "a", base, 5, ("c_attn", "c_proj", "c_fc"), fan_in_fan_out=True)
+    requests = [request("a", 1), request("", 2), request("a", 3)]
+    with engine_of(base, kernels=kernels, **options({"a": folder})) as engine:
+        expected = run(engine, requests)
+    with engine_of(base, kernels=kernels, tensor_parallel_size=2, **options({"a": folder})) as engine:
+        assert run(engine, [request("a", 1), request("", 2), request("a", 3)]) == expected
+
+
+def test_an_adapter_that_cannot_be_read_is_said_at_the_start(base: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(ModelLoadError, match=r"adapter a: .*gone: no such folder"),
+        engine_of(base, tensor_parallel_size=2, **options({"a": str(tmp_path / "gone")})),
+    ):
+        pass
