@@ -45,8 +45,9 @@ class BookedRequestRouter(RequestRouter):
             # Booked, yet Serve does not list it: it has just vanished, or is known to the client's router alone.
             refused = placement.replica_id is not None
             if not refused:
+                # Waiting for a first replica to start is no failure, after which to look less often.
+                num_waits = num_waits + 1 if self._replicas else 0
                 await self._wait_for_replicas(num_waits)
-                num_waits += 1
 
     def _booked(self, replica_id: str | None) -> RunningReplica | None:
         if replica_id is None:

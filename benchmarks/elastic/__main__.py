@@ -120,26 +120,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = json.loads(args.out.read_text())
         if result["settings"] != json.loads(json.dumps(settings)):
             raise SystemExit(f"{args.out} has results with other settings: {result['settings']}")
+    least = _least(requests, args, result)
     for name in args.policy:
         policy = policy_of(name)
         result["simulated"][name] = _simulated(policy, args)
         print(f"simulated {name}: {json.dumps(result['simulated'][name])}", flush=True)
         if not args.simulate_only:
-            _measure(policy, requests, args, result)
+            _measure(policy, requests, least, args, result)
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({"benchmark": "elastic", **result}))
 
 
-def _measure(policy: Policy, requests: list[ElasticRequest], args: argparse.Namespace, result: dict[str, Any]) -> None:
+def _least(requests: list[ElasticRequest], args: argparse.Namespace, result: dict[str, Any]) -> Least | None:
+    """Searched for once, and kept with the results."""
+    if args.least and "least" not in result:
+        found = least_replica_s(requests, _PRICES, _RULES.max_replicas, _RULES.ttft_target_s, args.start_s)
+        result["least"] = {**found._asdict(), "start_s": args.start_s}
+        print(f"least: {json.dumps(result['least'])}", flush=True)
+    entry = result.get("least")
+    return Least(entry["replica_s"], entry["numbers"], entry["period_s"]) if entry else None
+
+
+def _measure(
+    policy: Policy,
+    requests: list[ElasticRequest],
+    least: Least | None,
+    args: argparse.Namespace,
+    result: dict[str, Any],
+) -> None:
     load_before = os.getloadavg()[0]
     run = _replay(policy, requests)
     entry = summary(run, _WINDOW)
     entry["load_average"] = [round(load_before, 1), round(os.getloadavg()[0], 1)]
-    least = None
-    if args.least:
-        least = least_replica_s(requests, _PRICES, _RULES.max_replicas, _RULES.ttft_target_s, entry["start_s"] or 0.0)
-        entry["least_replica_s"] = round(least.replica_s, 1)
+    if least is not None:
         entry["over_least"] = round(entry["replica_s"] / least.replica_s, 3)
     result["runs"][policy.name] = entry
     print(f"{policy.name}: {json.dumps(entry)}", flush=True)

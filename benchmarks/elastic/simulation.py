@@ -177,8 +177,8 @@ class ElasticSimulation:
             {item.name: self._reports[item.name] for item in ready if item.name in self._reports},
             self._open,
         )
-        # Serve's cold start: the policy is not asked.
-        cold = not ready and self._open
+        # Serve's cold start, for requests that no replica has: the policy is not asked.
+        cold = not ready and self._queue
         self._scale_to(max(self._target, 1) if cold else self._controller.decide(seen), self._timing.start_s)
         self._at(self._now + CONTROL_S, self._control)
 

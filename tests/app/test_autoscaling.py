@@ -1,0 +1,85 @@
+"""Autoscaling on a real Serve application: from none to several replicas and back to none, and woken again."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from benchmarks.elastic.server import ElasticServer, elastic_config, elastic_serving
+from benchmarks.elastic.workload import Prices
+from benchmarks.fleet.server import MODEL
+
+pytestmark = pytest.mark.slow
+
+# Two requests of 500 tokens a second are all that a replica computes.
+PRICES = Prices(prefill_tokens_per_s=1000.0)
+SCALING = {
+    "min_replicas": 0,
+    "max_replicas": 3,
+    "downscale_delay_s": 3,
+    "idle_to_zero_s": 4,
+    "ttft_target_s": 2,
+}
+
+
+@pytest.fixture
+def server() -> Iterator[ElasticServer]:
+    # Ray puts sockets there, whose paths must be short.
+    with (
+        tempfile.TemporaryDirectory(prefix="qe", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        elastic_serving(elastic_config(PRICES, {"autoscaling": SCALING}), Path(folder), 0) as server,
+    ):
+        yield server
+
+
+def ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    with urlopen(Request(url, data, {"content-type": "application/json"}), timeout=90) as response:
+        return dict(json.load(response))
+
+
+def complete(url: str, number: int) -> dict[str, Any]:
+    prompt = [number + 5, *range(100, 600)]
+    return ask(f"{url}/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": 4, "ignore_eos": True})
+
+
+def state(url: str) -> dict[str, Any]:
+    (entry,) = ask(f"{url}/health")["models"]
+    return dict(entry)
+
+
+def test_from_none_to_several_and_back_and_woken_again(server: ElasticServer) -> None:
+    url = server.url
+    before = state(url)
+    assert (before["ready"], before["num_replicas"]) == (True, 0), "a model at zero by policy is ready"
+    assert server.log().lives == []
+    # The first waits for a replica, and is answered.
+    assert complete(url, 0)["usage"]["completion_tokens"] == 4
+    assert len(server.log().lives) == 1
+    # Five a second, for longer than one replica can bear.
+    with ThreadPoolExecutor(60) as pool:
+        answers = []
+        for number in range(1, 60):
+            answers.append(pool.submit(complete, url, number))
+            time.sleep(0.2)
+        assert all(answer.result()["usage"]["completion_tokens"] == 4 for answer in answers)
+    history = server.log()
+    assert len(history.lives) >= 2, "one replica was not enough"
+    assert any(" up, " in text for _, text in history.decisions)
+    assert server.wait_for_zero(60.0), "nobody asks any more"
+    assert any("for idle" in text for _, text in server.log().decisions)
+    assert (state(url)["ready"], state(url)["num_replicas"]) == (True, 0)
+    num_lives = len(server.log().lives)
+    assert complete(url, 99)["usage"]["completion_tokens"] == 4
+    lives = server.log().lives
+    assert len(lives) == num_lives + 1
+    assert lives[-1].ready_s < math.inf
