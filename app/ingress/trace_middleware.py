@@ -9,7 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.telemetry import spans
-from app.telemetry.logs import note_trace
+from app.telemetry.logs import note_trace, serve_request_id
 from app.telemetry.request_trace import RequestTrace
 from app.telemetry.tracing import Tracing
 
@@ -62,6 +62,8 @@ class TraceMiddleware:
             spans.OPERATION: operation,
             spans.PROVIDER: "quire",
         }
+        if request_id := serve_request_id():
+            attributes[spans.REQUEST_ID] = request_id
         span = self._tracing.begin(_carrier(Headers(scope=scope)), name, SpanKind.SERVER, attributes)
         return None if span is None else RequestTrace(self._tracing, span, name, attributes)
 

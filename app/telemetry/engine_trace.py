@@ -69,11 +69,12 @@ class EngineTrace:
         offset_ns = now_ns() - time.monotonic_ns()
         for phase in timeline.phases:
             self._export_phase(phase, offset_ns)
-        self._finish(error)
+        # Not now: its last tokens may have arrived since.
+        self._finish(error, now_ns() if timeline.ended_at is None else round(timeline.ended_at * 1e9) + offset_ns)
 
     def failed(self, reason: str) -> None:
         """The engine did not take it, or will say no more of it: what it was doing is not known."""
-        self._finish(reason)
+        self._finish(reason, now_ns())
 
     def _export_phase(self, phase: Phase, offset_ns: int) -> None:
         attributes: dict[str, AttributeValue] = {}
@@ -89,7 +90,7 @@ class EngineTrace:
             attributes,
         )
 
-    def _finish(self, error: str | None) -> None:
+    def _finish(self, error: str | None, ended_ns: int) -> None:
         self._tracing.export(
-            self._span, spans.ENGINE, self._began_ns, now_ns(), self._attributes, kind=SpanKind.SERVER, error=error
+            self._span, spans.ENGINE, self._began_ns, ended_ns, self._attributes, kind=SpanKind.SERVER, error=error
         )

