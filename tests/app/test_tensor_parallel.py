@@ -193,7 +193,7 @@ def of_one_rank(server: Server) -> dict[str, list[list[int]]]:
 
 
 def test_ranks_log_beside_their_replicas(server: Server) -> None:  # noqa: ARG001 - it runs
-    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"  # type: ignore[union-attr]
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"  # type: ignore[attr-defined]
     ranks = [path.read_text() for path in folder.glob("replica_quire_engine-*-rank1.log")]
     assert len(ranks) == sum(size > 1 for size, _ in MODELS.values())
     # What the engine says of itself, in Serve's format.
