@@ -205,7 +205,7 @@ class AdmissionArgs(Args):
         tenants: shares of tenants that are to have more or less than others, whose is 1.
         tenant_header: requests may name their tenant in `X-Quire-Tenant`; otherwise it goes by their API key.
         replica_queue_ms: a request waits in the ingress rather than on a replica that has prompts of more than this to
-            compute; a quarter of the shortest deadline if that is less. `balancer.hold_ms` takes its place.
+            compute; a twentieth of the shortest deadline if that is less. `balancer.hold_ms` takes its place.
     """
 
     classes: dict[str, ClassArgs] = Field(default_factory=lambda: {DEFAULT_CLASS: ClassArgs()}, min_length=1)

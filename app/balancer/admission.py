@@ -18,20 +18,25 @@ from app.balancer.booking import Booking
 from app.balancer.cost import DEFAULT_PREFILL_TOKENS_PER_S
 from app.balancer.fair_queue import FairQueue
 from app.balancer.fleet import Fleet
-from app.balancer.reservations import Reservations
+from app.balancer.reservations import SHARE, Reservations
 from app.balancer.service_rate import ServiceRate
 from app.balancer.terms import DEFAULT_CLASS, Refusal, RefusalReason, RequestTerms
 
 # At arrival the deadline counts as so much of itself: what is foreseen is not known.
-_MARGIN = 0.8
+_MARGIN = 0.7
 # A prompt that takes nearly its deadline, or longer, may still wait for so much of it.
 _LEAST_SLACK = 0.1
 # Prompts may queue on a replica for so much of the shortest deadline.
-_REPLICA_QUEUE_SHARE = 0.25
+_REPLICA_QUEUE_SHARE = 0.05
+# Less would leave it idle until the next request comes.
+_LEAST_REPLICA_QUEUE_S = 0.02
+# Weight of a request in what first tokens take on replicas; they are not taken to be slower than foreseen by more.
+_WEIGHT = 0.05
+_MOST_STRETCH = 8.0
 # Who will be late is looked for this often.
 _SWEEP_INTERVAL_S = 0.1
-# In the window are so many, at least, and one a replica.
-_MIN_WINDOW = 4
+# In the window are so many, at least, and one for four replicas: those behind it can still be overtaken.
+_MIN_WINDOW = 1
 _MAX_WINDOW = 32
 # Seats that the work of a sequence is reckoned with where a replica has not told how many it has.
 _SEATS = 64
@@ -114,6 +119,8 @@ class Admission:
         self._turn = turn
         self._rate = ServiceRate()
         self._num_sent = 0
+        # Moving averages of seconds from a replica's choice to the first token, as foreseen and as they came.
+        self._foreseen_s = self._taken_s = 1e-3
         self._num_replicas = 0
         self._next_sweep_at = -math.inf
         self.reservations = Reservations()
@@ -127,7 +134,8 @@ class Admission:
         """Go by other settings from now on. What waits keeps its terms, and is queued anew by its tenant's weight."""
         self.settings = settings
         shortest_s = min(entry.ttft_deadline_s for entry in settings.classes.values())
-        self.replica_queue_s = min(settings.replica_queue_s, _REPLICA_QUEUE_SHARE * shortest_s)
+        share_s = max(_REPLICA_QUEUE_SHARE * shortest_s, _LEAST_REPLICA_QUEUE_S)
+        self.replica_queue_s = min(settings.replica_queue_s, share_s)
         queued = sorted(self._queue, key=lambda booking: booking.key)
         self._queue = FairQueue(settings.tenant_weights)
         for booking in queued:
@@ -188,8 +196,9 @@ class Admission:
             rate = self._rate.rate(num_replicas)
             slack_s = self._slack_s(booking, _MARGIN * booking.terms.ttft_deadline_s)
             if math.isfinite(slack_s):
-                ahead_s = self._ahead_s(booking) + self.reservations.due_work_s(now, slack_s)
-                starts_s = ahead_s / rate
+                # Those who are told to come meanwhile find room, but take no more than their share of it.
+                due_s = self.reservations.due_work_s(booking.terms.tenant, now, slack_s)
+                starts_s = self._ahead_s(booking) / rate + min(due_s / rate, SHARE * slack_s)
                 if starts_s > slack_s:
                     message = f"its turn would come in about {starts_s:.1f} s, and its first token is due in "
                     message += f"{booking.terms.ttft_deadline_s:g} s"
@@ -237,7 +246,8 @@ class Admission:
         if now >= self._next_sweep_at:
             self._next_sweep_at = now + _SWEEP_INTERVAL_S
             late = self._sweep(now, num_replicas)
-        size = min(max(_MIN_WINDOW, num_replicas), _MAX_WINDOW)
+        # An order of its own needs some to choose from.
+        size = min(max(_MIN_WINDOW, num_replicas // 4), _MAX_WINDOW) if self._turn is None else _MAX_WINDOW
         for priority in self._queue.priorities:
             # Those of a lower priority that are in the window take no place from it.
             room = size - sum(one.terms.priority <= priority for one in self.window.values())
@@ -250,7 +260,14 @@ class Admission:
         """The window, in the order in which a replica is to be looked for."""
         turn = self._turn
         if turn is None:
-            return sorted(self.window.values(), key=lambda booking: (booking.terms.priority, booking.turn))
+            # The first of each tenant, then the second: those who came into it before may not be others' equals.
+            ranks: dict[tuple[int, str], int] = {}
+            order = []
+            for one in sorted(self.window.values(), key=lambda booking: booking.turn):
+                tenant = (one.terms.priority, one.terms.tenant)
+                ranks[tenant] = ranks.get(tenant, 0) + 1
+                order.append((one.terms.priority, ranks[tenant], one.turn, one))
+            return [one for *_, one in sorted(order)]
         return sorted(self.window.values(), key=lambda booking: (booking.terms.priority, turn(booking, now)))
 
     def next_for_serve(self) -> list[Booking]:
@@ -279,6 +296,14 @@ class Admission:
         if booking.promised:
             counts.promised[name] = counts.promised.get(name, 0) + 1
 
+    def computed(self, booking: Booking, now: float) -> None:
+        """It has its first token: how long that took on its replica is what others will find there."""
+        if booking.resumes:
+            return
+        foreseen_s = booking.predicted_wait_s + booking.prefill_s
+        self._foreseen_s += _WEIGHT * (foreseen_s - self._foreseen_s)
+        self._taken_s += _WEIGHT * (now - booking.booked_at - self._taken_s)
+
     def remove(self, booking: Booking) -> None:
         """It waits no more, if it did."""
         self.in_serve.discard(booking.key)
@@ -301,7 +326,10 @@ class Admission:
 
     def _slack_s(self, booking: Booking, deadline_s: float) -> float:
         """How long it may wait here, for its first token to come in time."""
-        return max(deadline_s - booking.prefill_s - self.replica_queue_s, _LEAST_SLACK * deadline_s)
+        # Decodes of others slow a prompt down, and so do calls and a busy machine.
+        stretch = min(max(self._taken_s / self._foreseen_s, 1.0), _MOST_STRETCH)
+        there_s = stretch * (booking.prefill_s + self.replica_queue_s)
+        return max(deadline_s - there_s, _LEAST_SLACK * deadline_s)
 
     def _restart(self, now: float) -> None:
         """The first replica is there: nobody is late by what its start took."""
@@ -345,9 +373,11 @@ class Admission:
             rate = self._rate.rate(self._num_replicas)
             if earliest_s is None:
                 earliest_s = max(self._ahead_s(booking) / rate - _MARGIN * terms.ttft_deadline_s, 0.0)
-            after_s = self.reservations.promise(terms.fingerprint, now, earliest_s, booking.work_s, rate)
+            after_s = self.reservations.promise(terms.fingerprint, terms.tenant, now, earliest_s, booking.work_s, rate)
         else:
-            after_s = self.reservations.promise(terms.fingerprint, now, _COLD_RETRY_S, booking.work_s, 1.0)
+            after_s = self.reservations.promise(
+                terms.fingerprint, terms.tenant, now, _COLD_RETRY_S, booking.work_s, 1.0
+            )
         return Refusal(reason, f"overloaded: {why}; try again in {after_s} s", after_s)
 
 

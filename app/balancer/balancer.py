@@ -297,6 +297,8 @@ class Balancer:
             booking = self._bookings.get(key)
             if booking is not None:
                 self._ledger.computed(booking)
+                if self._admission is not None:
+                    self._admission.computed(booking, self._clock())
 
     def receipt(self, key: int) -> RouteReceipt | None:
         """What a placed booking's choice rested on."""

@@ -32,19 +32,29 @@ class _Tenant:
 
 class _Level:
     """The tenants of one priority, in turn (Shreedhar and Varghese, Efficient Fair Queuing Using Deficit Round Robin,
-    1995), counting tokens."""
+    1995), counting tokens.
+
+    Who comes anew goes first once, as FQ-CoDel has it (RFC 8290): whoever sends little then waits for nobody's turn. It
+    keeps its place among the turns until that is reached with nothing to send.
+    """
 
     def __init__(self) -> None:
         self.tenants: dict[str, _Tenant] = {}
         self.work_s = 0.0
         self._turns: deque[str] = deque()
+        # Of those among the turns who have nothing to send now.
+        self._deficits: dict[str, float] = {}
 
     def add(self, booking: Booking, weight: float) -> None:
         name = booking.terms.tenant
         tenant = self.tenants.get(name)
         if tenant is None:
             tenant = self.tenants[name] = _Tenant(weight)
-            self._turns.append(name)
+            if name in self._deficits:
+                tenant.deficit = self._deficits.pop(name)
+            else:
+                tenant.deficit = _QUANTUM * weight
+                self._turns.appendleft(name)
         key = (booking.deadline_at, booking.key)
         insort(tenant.keys, key)
         tenant.bookings[key] = booking
@@ -62,14 +72,17 @@ class _Level:
         if not tenant.keys:
             # Whoever has nothing to send saves up nothing.
             del self.tenants[name]
-            self._turns.remove(name)
+            self._deficits[name] = min(tenant.deficit, 0.0)
 
     def next(self) -> Booking:
         """The one whose turn it is, paid for by its tenant; the caller removes it."""
         turns = self._turns
         while True:
             for _ in range(len(turns)):
-                tenant = self.tenants[turns[0]]
+                tenant = self.tenants.get(turns[0])
+                if tenant is None:
+                    del self._deficits[turns.popleft()]
+                    continue
                 booking = tenant.first
                 if tenant.deficit >= booking.num_tokens:
                     tenant.deficit -= booking.num_tokens

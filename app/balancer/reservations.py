@@ -1,7 +1,8 @@
 """What refused requests were told: each a time of its own, at which there is to be room for it.
 
 A share of what can be served is given away in advance, like tokens of a bucket: whoever is refused gets the next
-second of it that is not yet another's. A request that comes again then is known by its fingerprint, and let in.
+second of it that is not yet another's; tenants who are refused share it, so that nobody is told to come after all of
+a flood. A request that comes again then is known by its fingerprint, and let in.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _LEAST_ATTENDANCE = 0.1
 
 
 class News(NamedTuple):
-    """What an ingress tells the others. `made` has fingerprint, seconds until it is due and until it ends, and work;
+    """What an ingress tells the others. `made` has fingerprint, tenant, seconds until due and until its end, and work;
     `kept` the fingerprints of those who came."""
 
-    made: list[tuple[int, float, float, float]]
+    made: list[tuple[int, str, float, float, float]]
     kept: list[int]
 
 
@@ -40,6 +41,7 @@ class _Promise:
     """`expected`: its work is still counted on. `ended`: kept, or too late."""
 
     fingerprint: int
+    tenant: str
     due_at: float
     valid_until: float
     work_s: float
@@ -56,12 +58,13 @@ class Reservations:
 
     def __init__(self) -> None:
         self.attendance = 1.0
-        self._promised_until = -math.inf
+        # By tenant, how far what is promised reaches.
+        self._promised_until: dict[str, float] = {}
         self._promises: dict[int, list[_Promise]] = {}
         self._num_promises = 0
         self._num_made = 0
-        # Work by the second in which it is due, of those who are still expected.
-        self._due_s: dict[int, float] = {}
+        # By tenant, work by the second in which it is due, of those who are still expected.
+        self._due_s: dict[str, dict[int, float]] = {}
         # By the time at which they are not expected any more, or end.
         self._timers: list[tuple[float, int, _Promise]] = []
         self._news = News([], [])
@@ -70,7 +73,7 @@ class Reservations:
     def __len__(self) -> int:
         return self._num_promises
 
-    def promise(self, fingerprint: int, now: float, earliest_s: float, work_s: float, rate: float) -> int:
+    def promise(self, fingerprint: int, tenant: str, now: float, earliest_s: float, work_s: float, rate: float) -> int:
         """A time for a request that is refused, in whole seconds from now.
 
         Args:
@@ -79,13 +82,16 @@ class Reservations:
             rate: replica-seconds of work that are served a second.
         """
         self.advance(now)
-        until = max(self._promised_until, now + earliest_s)
-        until += max(self.attendance, _LEAST_ATTENDANCE) * work_s / (rate * SHARE)
+        until = max(self._promised_until.pop(tenant, now), now + earliest_s)
+        for other in [name for name, reaches in self._promised_until.items() if reaches <= now]:
+            del self._promised_until[other]
+        num_tenants = len(self._promised_until) + 1
+        until += max(self.attendance, _LEAST_ATTENDANCE) * work_s * num_tenants / (rate * SHARE)
         after_s = min(max(math.ceil(until - now), 1), MAX_RETRY_AFTER_S)
-        self._promised_until = min(until, now + MAX_RETRY_AFTER_S)
+        self._promised_until[tenant] = min(until, now + MAX_RETRY_AFTER_S)
         if fingerprint and self._num_promises < MAX_PROMISES:
             due_at = now + after_s
-            promise = _Promise(fingerprint, due_at, due_at + _LATE_S + _LATE_SHARE * after_s, work_s)
+            promise = _Promise(fingerprint, tenant, due_at, due_at + _LATE_S + _LATE_SHARE * after_s, work_s)
             self._add(promise)
             self._new.append(promise)
         return after_s
@@ -100,15 +106,22 @@ class Reservations:
         self._news.kept.append(fingerprint)
         return True
 
-    def due_work_s(self, now: float, within_s: float) -> float:
-        """Work of those who are expected to come back until then, as far as they do."""
+    def due_work_s(self, tenant: str, now: float, within_s: float) -> float:
+        """Work of those who are expected to come back until then, as far as they do: this tenant's own, and no more of
+        each other's."""
         self.advance(now)
-        if within_s > len(self._due_s):
-            due_s = sum(work_s for second, work_s in self._due_s.items() if second <= now + within_s)
-        else:
-            seconds = range(math.floor(now - _EXPECTED_FOR_S), math.floor(now + within_s) + 1)
-            due_s = sum(self._due_s.get(second, 0.0) for second in seconds)
-        return due_s * self.attendance
+        own_s = self._due_of(tenant, now, within_s)
+        if not own_s:
+            return 0.0
+        others_s = (min(self._due_of(other, now, within_s), own_s) for other in self._due_s if other != tenant)
+        return (own_s + sum(others_s)) * self.attendance
+
+    def _due_of(self, tenant: str, now: float, within_s: float) -> float:
+        due_s = self._due_s.get(tenant, {})
+        if within_s > len(due_s):
+            return sum(work_s for second, work_s in due_s.items() if second <= now + within_s)
+        seconds = range(math.floor(now - _EXPECTED_FOR_S), math.floor(now + within_s) + 1)
+        return sum(due_s.get(second, 0.0) for second in seconds)
 
     def advance(self, now: float) -> None:
         """Give up on those who are late."""
@@ -125,16 +138,16 @@ class Reservations:
 
     def take_news(self, now: float) -> News:
         """What has happened here since the last call."""
-        made = [(one.fingerprint, one.due_at - now, one.valid_until - now, one.work_s) for one in self._new]
+        made = [(one.fingerprint, one.tenant, one.due_at - now, one.valid_until - now, one.work_s) for one in self._new]
         news, self._news, self._new = News(made, self._news.kept), News([], []), []
         return news
 
     def hear(self, news: News, now: float) -> None:
         """What has happened at another ingress."""
         self.advance(now)
-        for fingerprint, due_s, valid_s, work_s in news.made:
+        for fingerprint, tenant, due_s, valid_s, work_s in news.made:
             if self._num_promises < MAX_PROMISES:
-                self._add(_Promise(fingerprint, now + due_s, now + valid_s, work_s))
+                self._add(_Promise(fingerprint, tenant, now + due_s, now + valid_s, work_s))
         for fingerprint in news.kept:
             promise = self._first(fingerprint)
             if promise is not None:
@@ -149,7 +162,8 @@ class Reservations:
         self._num_promises += 1
         self._num_made += 1
         second = math.floor(promise.due_at)
-        self._due_s[second] = self._due_s.get(second, 0.0) + promise.work_s
+        due_s = self._due_s.setdefault(promise.tenant, {})
+        due_s[second] = due_s.get(second, 0.0) + promise.work_s
         heappush(self._timers, (promise.due_at + _EXPECTED_FOR_S, self._num_made, promise))
 
     def _keep(self, promise: _Promise) -> None:
@@ -164,9 +178,12 @@ class Reservations:
     def _expect_no_more(self, promise: _Promise) -> None:
         promise.expected = False
         second = math.floor(promise.due_at)
-        self._due_s[second] -= promise.work_s
-        if self._due_s[second] < 1e-9:
-            del self._due_s[second]
+        due_s = self._due_s[promise.tenant]
+        due_s[second] -= promise.work_s
+        if due_s[second] < 1e-9:
+            del due_s[second]
+        if not due_s:
+            del self._due_s[promise.tenant]
 
     def _end(self, promise: _Promise) -> None:
         promise.ended = True

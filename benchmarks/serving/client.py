@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from types import MappingProxyType
 from typing import cast
 from urllib.parse import SplitResult
 
@@ -22,7 +24,8 @@ _TAIL_BYTES = 2048
 class StreamRecord:
     """What one request met. Times are of `time.perf_counter`; `event_s` has one for each piece that brought events.
 
-    `num_events` counts server-sent events, which may bring several tokens each.
+    `num_events` counts server-sent events, which may bring several tokens each. `retry_after_s` is set if it was
+    refused and told when to come again.
     """
 
     due_s: float
@@ -34,6 +37,7 @@ class StreamRecord:
     error: str | None = None
     event_s: list[float] = field(default_factory=list)
     num_cached_tokens: int = 0
+    retry_after_s: int | None = None
 
     @property
     def ttft_s(self) -> float:
@@ -120,6 +124,8 @@ class Connection(asyncio.Protocol):
         status, *lines = head.decode("latin-1").split("\r\n")
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         self._status = int(status.split(" ", 2)[1])
+        if headers.get("retry-after", "").isdecimal():
+            self._record.retry_after_s = int(headers["retry-after"])
         if "chunked" in headers.get("transfer-encoding", ""):
             self._state = _State.CHUNKS
         elif "content-length" in headers:
@@ -178,11 +184,17 @@ class Connection(asyncio.Protocol):
             record.error = "the stream ended without its usage"
 
 
-def completion_request(url: SplitResult, body: dict[str, object], api_key: str | None = None) -> bytes:
+def completion_request(
+    url: SplitResult,
+    body: dict[str, object],
+    api_key: str | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
     """A POST of /v1/completions, as bytes."""
     content = json.dumps(body, separators=(",", ":")).encode()
     path = url.path.rstrip("/").removesuffix("/v1") + "/v1/completions"
     head = f"POST {path} HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\n"
     if api_key:
         head += f"Authorization: Bearer {api_key}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return head.encode() + b"Content-Length: %d\r\n\r\n" % len(content) + content
