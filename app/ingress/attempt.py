@@ -34,7 +34,11 @@ class ClientOptions(NamedTuple):
 @dataclass(slots=True)
 class Attempt:
     """One submission. `num_received` is compared with the final record's count; `waited_s` is the request's age when
-    its call went out; `trace` is set if the request is sampled."""
+    its call went out; `trace` is set if the request is sampled.
+
+    `submitted_to`: the replica that has it by socket already, ahead of its call, which can then go nowhere else.
+    `turned_away`: that replica did not take the call.
+    """
 
     number: int
     journal: RequestJournal
@@ -47,3 +51,5 @@ class Attempt:
     prompt_computed: bool = False
     waited_s: float = 0.0
     trace: AttemptTrace | None = None
+    submitted_to: str | None = None
+    turned_away: bool = False

@@ -2,13 +2,15 @@
 
 The life of an attempt, which is one submission of a request to one replica:
 
-    book with the balancer → register → Serve call ──────────────┐ refused by the engine → the reader gets the error
-                                 │                               │ replica dead, gone, engine failed → next attempt
-                                 └→ tokens on the socket ────────┤ line lost, drained → next attempt
-                                                                 └→ final record on the socket → finished
+    book with the balancer → register → SUBMIT on the socket → Serve call ┐ refused by the engine → the reader's error
+                                 │                                        │ replica dead, gone, full → next attempt
+                                 └→ tokens on the socket ─────────────────┤ line lost, drained → next attempt
+                                                                          └→ final record on the socket → finished
 
-Only the final record on the socket finishes a request. The Serve call exists so that Serve counts, cancels and drains
-it; its reply is at most a reason to expect that record.
+The replica begins with whichever comes first, SUBMIT or the call; the socket is some milliseconds faster. Only the
+final record on the socket finishes a request. The Serve call exists so that Serve counts, cancels and drains it; its
+reply is at most a reason to expect that record. An attempt that a replica has by SUBMIT goes nowhere else: if Serve
+finds that replica full or gone, the request goes on in another attempt, which waits for its call.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from app.balancer import Balancer, Placement, RequestCost
+from app.balancer.booking import BookingGoneError
 from app.balancer.terms import Refusal
 from app.ingress.attempt import Attempt, ClientOptions
 from app.ingress.call_errors import classify
@@ -34,6 +37,7 @@ from app.telemetry.model_samples import RouteCounts
 from app.telemetry.request_trace import AttemptTrace
 from app.transport.errors import FrameError
 from app.transport.messages import StepRow, encode_abort, encode_stop
+from app.transport.submit_messages import Submission
 from engine.errors import EngineDeadError, OverloadedError, QuireError
 from engine.request import EngineRequest
 
@@ -90,10 +94,19 @@ class Attempts:
             self._give_up(attempt)
 
     def placed(self, number: int, replica_id: str | None, *, refused: bool) -> None:
-        """The request router has asked, on a thread of its own, where an attempt goes."""
+        """The request router has asked, on a thread of its own, where an attempt goes.
+
+        Raises:
+            BookingGoneError: another replica has it already.
+        """
         attempt = self._attempts.get(number)
-        if attempt is not None and attempt.trace is not None:
+        if attempt is None:
+            return
+        if attempt.trace is not None:
             attempt.trace.placed(replica_id, refused=refused)
+        if attempt.submitted_to is not None and (refused or replica_id != attempt.submitted_to):
+            attempt.turned_away = True
+            raise BookingGoneError(number)
 
     def stop(self, journal: RequestJournal, index: int) -> None:
         """The reader needs no more of one sequence: its replica ends it, and so would any other."""
@@ -147,6 +160,8 @@ class Attempts:
         context: contextvars.Context,
         num_failures: int = 0,
         excluded: frozenset[str] = frozenset(),
+        *,
+        ahead: bool = True,
     ) -> None:
         attempt = Attempt(next(self._numbers), journal, context, num_failures, excluded)
         request = journal.resumed_request()
@@ -172,7 +187,7 @@ class Attempts:
                 self.counts.unplaced += 1
             else:
                 self.counts.placed += 1
-            self._start_call(attempt, request)
+            self._start_call(attempt, request, ahead=ahead)
 
     def _cost(self, request: EngineRequest) -> RequestCost:
         params = request.sampling_params
@@ -207,18 +222,24 @@ class Attempts:
         if attempt is not None:
             self._end_with(attempt, OverloadedError(refusal.message, refusal.retry_after_s))
 
-    def _start_call(self, attempt: Attempt, request: EngineRequest) -> None:
+    def _start_call(self, attempt: Attempt, request: EngineRequest, *, ahead: bool = True) -> None:
+        attempt.waited_s = time.monotonic() - attempt.journal.began_s
+        if attempt.trace is not None:
+            attempt.trace.called()
+        at = self._balancer.replica_of(attempt.number) if ahead else None
+        if at is not None:
+            trace = attempt.trace.carrier if attempt.trace is not None else None
+            if self._links.submit(at, Submission(attempt.number, request, attempt.waited_s, trace)):
+                attempt.submitted_to = at
         attempt.task = asyncio.get_running_loop().create_task(
             self._call(attempt, request), name=f"call {request.request_id}", context=attempt.context
         )
 
     async def _call(self, attempt: Attempt, request: EngineRequest) -> None:
         """The Serve call of an attempt, from its start to its reply or failure."""
-        attempt.waited_s = time.monotonic() - attempt.journal.began_s
         timeout = self._later(self._options.placement_timeout_s, self._check_placed, attempt)
         traced = {}
         if attempt.trace is not None:
-            attempt.trace.called()
             traced["trace"] = attempt.trace.carrier
         try:
             attempt.response = self._generate.remote(
@@ -255,6 +276,10 @@ class Attempts:
             self._fail_over(attempt, "its final record did not come")
 
     def _call_failed(self, attempt: Attempt, error: Exception) -> None:
+        if attempt.turned_away:
+            reason = f"replica {attempt.submitted_to} did not take its call"
+            self._resubmit(attempt, reason, attempt.num_failures, attempt.excluded, ahead=False)
+            return
         failure = classify(error)
         at = self._balancer.replica_of(attempt.number)
         elsewhere = at is not None and self._balancer.has_alternative(at)
@@ -337,7 +362,9 @@ class Attempts:
         excluded = attempt.excluded if failed_replica is None else attempt.excluded | {failed_replica}
         self._resubmit(attempt, reason, num_failures, excluded)
 
-    def _resubmit(self, attempt: Attempt, reason: str, num_failures: int, excluded: frozenset[str]) -> None:
+    def _resubmit(
+        self, attempt: Attempt, reason: str, num_failures: int, excluded: frozenset[str], *, ahead: bool = True
+    ) -> None:
         journal = attempt.journal
         if attempt.trace is not None:
             attempt.trace.failed(reason)
@@ -354,7 +381,7 @@ class Attempts:
             journal.num_tokens,
             reason,
         )
-        self._submit(journal, attempt.context, num_failures, excluded)
+        self._submit(journal, attempt.context, num_failures, excluded, ahead=ahead)
 
     def _end_with(self, attempt: Attempt, error: QuireError) -> None:
         if attempt.trace is not None:
@@ -364,7 +391,8 @@ class Attempts:
 
     def _give_up(self, attempt: Attempt) -> None:
         """Abort an attempt on its replica, by both roads: the socket is the faster, the call the surer."""
-        at = self._balancer.replica_of(attempt.number)
+        # Once submitted it is there, wherever its booking may have moved.
+        at = attempt.submitted_to or self._balancer.replica_of(attempt.number)
         self._forget(attempt)
         if at is not None:
             self._links.send(at, encode_abort((attempt.number,)))

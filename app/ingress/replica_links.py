@@ -13,9 +13,11 @@ from app.balancer.block_follower import BlockFollower
 from app.balancer.registry import ReplicaInfo
 from app.transport.block_messages import decode_blocks, decode_snapshot, encode_sync
 from app.transport.counter_messages import ReplicaCounters, decode_counters
+from app.transport.errors import FrameError
 from app.transport.frames import Frame
 from app.transport.link import Endpoint, Link, LinkListener, ReplicaLink
 from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_step
+from app.transport.submit_messages import SUBMIT_VERSION, Submission, encode_submit
 
 logger = logging.getLogger("ray.serve")
 
@@ -121,6 +123,18 @@ class ReplicaLinks:
         replica = self._replicas.get(replica_id)
         if replica is not None:
             replica.link.send(data)
+
+    def submit(self, replica_id: str, submission: Submission) -> bool:
+        """Hand a request over ahead of its Serve call; whether it was sent. One that does not fit in a frame is not."""
+        replica = self._replicas.get(replica_id)
+        if replica is None or not replica.up or not _takes_submissions(replica.info):
+            return False
+        try:
+            data = encode_submit(submission)
+        except FrameError:
+            return False
+        replica.link.send(data)
+        return True
 
     def close(self) -> None:
         """Hang up everywhere."""
@@ -238,6 +252,11 @@ def default_connector() -> Connector:
     from app.transport.cluster_secret import cluster_secret
 
     return Connector(cluster_secret, ReplicaLink)
+
+
+def _takes_submissions(info: ReplicaInfo) -> bool:
+    protocol = info.metadata.get("protocol")
+    return isinstance(protocol, (list, tuple)) and len(protocol) == 2 and protocol[1] >= SUBMIT_VERSION
 
 
 def _endpoint(info: ReplicaInfo) -> Endpoint | None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from app.telemetry.engine_trace import EngineTrace
 from app.telemetry.tracing import Tracing
 from app.transport.demand_messages import DemandShare
 from app.transport.messages import Draining, StepMessage, encode_draining
+from app.transport.submit_messages import Submission
 from engine.errors import EngineDeadError
 from engine.memory import BlockChanges
 from engine.outputs import EngineAccounts, EngineStats, SequenceOutput
@@ -30,8 +32,10 @@ logger = logging.getLogger("ray.serve")
 
 # How soon a failed engine is noticed.
 _WATCH_INTERVAL_S = 0.25
-# An ABORT can overtake its Serve call; so many per ingress are remembered.
-_REMEMBERED_ABORTS = 4096
+# An ABORT can overtake its Serve call, and that a SUBMIT; so many of each are remembered per ingress.
+_REMEMBERED = 4096
+# What SUBMIT has brought is given up when no call has come for it after this: Serve would not count it.
+_CALL_WITHIN_S = 30.0
 
 
 class Engine(Protocol):
@@ -73,14 +77,19 @@ class Engine(Protocol):
 
 @dataclass(slots=True)
 class _Stream:
-    """One attempt at a request: who reads it, and what it has sent. Changed on the server's thread once admitted."""
+    """One attempt at a request: who reads it, and what it has sent. Changed on the server's thread once admitted.
+
+    `done` is its Serve call's, once that has come. `refusal`: why it was not admitted, if SUBMIT brought it.
+    """
 
     key: str
     request_id: str
     ingress_id: str
     attempt: int
-    loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[None]
+    submitted_s: float
+    loop: asyncio.AbstractEventLoop | None = None
+    done: asyncio.Future[None] | None = None
+    refusal: Exception | None = None
     aborted: bool = False
     ended: bool = False
     num_output_tokens: int = 0
@@ -89,15 +98,25 @@ class _Stream:
     finish_reasons: dict[int, str] = field(default_factory=dict)
     trace: EngineTrace | None = None
 
+    def claim(self) -> asyncio.Future[None]:
+        """Its Serve call is here, and waits for this. On the call's loop."""
+        self.loop = asyncio.get_running_loop()
+        self.done = self.loop.create_future()
+        # `end` sets the one and then looks for the other: whichever of both comes second wakes the call.
+        if self.ended:
+            self._wake()
+        return self.done
+
     def end(self) -> None:
         """Let the Serve call return."""
         self.ended = True
-        # A closed loop raises: the caller has gone with the replica.
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._wake)
+        if self.done is not None and self.loop is not None:
+            # A closed loop raises: the caller has gone with the replica.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        if not self.done.done():
+        if self.done is not None and not self.done.done():
             self.done.set_result(None)
 
     def record(self) -> dict[str, Any]:
@@ -134,7 +153,12 @@ class ReplicaService:
         self._counters = CounterReporter(engine.accounts, server)
         self._demand = Demand()
         self._streams: dict[str, _Stream] = {}
+        # By ingress: what it has aborted, and what its calls have brought, which SUBMIT must not begin again.
         self._aborts: dict[str, dict[int, None]] = {}
+        self._called: dict[str, dict[int, None]] = {}
+        # What SUBMIT has brought and no call has come for yet, ended or not.
+        self._unclaimed: dict[str, _Stream] = {}
+        self._claiming = threading.Lock()
         self._dead: EngineDeadError | None = None
         self._closed = False
 
@@ -188,7 +212,7 @@ class ReplicaService:
         waited_s: float = 0.0,
         trace: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Run a request to its end; its tokens leave by the socket of `ingress_id`.
+        """Run a request to its end; its tokens leave by the socket of `ingress_id`. SUBMIT may have begun it.
 
         Args:
             attempt: a number that this ingress has used for nothing else.
@@ -202,27 +226,35 @@ class ReplicaService:
             RequestError, PromptTooLongError: the engine refused the request.
             EngineDeadError: the engine fails, or the ingress is not connected here.
         """
-        loop = asyncio.get_running_loop()
-        stream = _Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, loop, loop.create_future())
-        if trace is not None and self._tracing is not None:
-            span = self._tracing.continue_from(trace)
-            if span is not None:
-                stream.trace = EngineTrace(self._tracing, span, self._model_id, request)
-        # Known before it is looked for: an ABORT or a lost line from here on finds it.
-        self._streams[stream.key] = stream
+        ours = _Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, time.monotonic())
+        with self._claiming:
+            stream = self._unclaimed.pop(ours.key, ours)
+            if stream is ours:
+                # Known before it is looked for: an ABORT or a lost line from here on finds it.
+                self._streams[ours.key] = ours
+                if ingress_id in self._called:
+                    _remember(self._called[ingress_id], attempt)
+        done = stream.claim()
         try:
-            self._admit(stream, request, waited_s)
-            await stream.done
+            if stream is ours:
+                self._admit(stream, request, waited_s, trace)
+            await done
         finally:
             if not stream.ended:
                 # The call was cancelled. The stream stays until the engine's last word, which is its final record.
                 stream.aborted = True
                 self._engine.abort(stream.key)
+        if stream.refusal is not None:
+            raise stream.refusal
         if "error" in stream.finish_reasons.values():
             raise EngineDeadError(f"the engine failed while request {request.request_id} ran")
         return stream.record()
 
-    def _admit(self, stream: _Stream, request: EngineRequest, waited_s: float) -> None:
+    def _admit(self, stream: _Stream, request: EngineRequest, waited_s: float, trace: Mapping[str, str] | None) -> None:
+        if trace is not None and self._tracing is not None:
+            span = self._tracing.continue_from(trace)
+            if span is not None:
+                stream.trace = EngineTrace(self._tracing, span, self._model_id, request)
         try:
             if self._dead is not None:
                 raise self._dead
@@ -261,6 +293,7 @@ class ReplicaService:
 
     def subscribed(self, ingress_id: str) -> None:
         self._aborts[ingress_id] = {}
+        self._called[ingress_id] = {}
         self._load.subscribed(ingress_id)
         self._counters.subscribed(ingress_id)
         if self._dead is not None:
@@ -268,6 +301,7 @@ class ReplicaService:
 
     def unsubscribed(self, ingress_id: str) -> None:
         del self._aborts[ingress_id]
+        del self._called[ingress_id]
         self._load.unsubscribed(ingress_id)
         self._demand.gone(ingress_id)
         for stream in list(self._streams.values()):
@@ -278,9 +312,7 @@ class ReplicaService:
     def aborted(self, ingress_id: str, attempts: Iterable[int]) -> None:
         remembered = self._aborts[ingress_id]
         for attempt in attempts:
-            remembered[attempt] = None
-            if len(remembered) > _REMEMBERED_ABORTS:
-                del remembered[next(iter(remembered))]
+            _remember(remembered, attempt)
             stream = self._streams.get(f"{ingress_id}/{attempt}")
             if stream is not None:
                 stream.aborted = True
@@ -293,6 +325,21 @@ class ReplicaService:
 
     def synced(self, ingress_id: str, number: int) -> None:
         self._server.send(ingress_id, self._blocks.since(number))
+
+    def submitted(self, ingress_id: str, submission: Submission) -> None:
+        attempt, request = submission.attempt, submission.request
+        stream = _Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, time.monotonic())
+        with self._claiming:
+            if attempt in self._aborts[ingress_id] or attempt in self._called[ingress_id]:
+                return
+            self._streams[stream.key] = self._unclaimed[stream.key] = stream
+        try:
+            self._admit(stream, request, submission.waited_s, submission.trace)
+        except Exception as error:
+            # The call fails in the same way if it has not come yet, and now if it has.
+            self._unclaimed.pop(stream.key, None)
+            stream.refusal = error
+            stream.end()
 
     def demanded(self, ingress_id: str, share: DemandShare) -> None:
         self._demand.told(ingress_id, share)
@@ -341,6 +388,13 @@ class ReplicaService:
         for ingress_id in self._server.subscribers:
             self._server.send(ingress_id, frame)
 
+    def _give_up_unclaimed(self, submitted_before_s: float) -> None:
+        for key, stream in list(self._unclaimed.items()):
+            if stream.submitted_s < submitted_before_s and self._unclaimed.pop(key, None) is not None:
+                logger.warning("Request %s: its Serve call did not come", stream.request_id)
+                if stream.ingress_id in self._aborts:
+                    self.aborted(stream.ingress_id, (stream.attempt,))
+
     def _watch(self) -> None:
         if self._closed or self._dead is not None:
             return
@@ -357,4 +411,12 @@ class ReplicaService:
                     stream.trace.failed(str(error))
             self._streams.clear()
             return
+        self._give_up_unclaimed(time.monotonic() - _CALL_WITHIN_S)
         self._server.call_later(_WATCH_INTERVAL_S, self._watch)
+
+
+def _remember(attempts: dict[int, None], attempt: int) -> None:
+    """The latest of them."""
+    attempts[attempt] = None
+    if len(attempts) > _REMEMBERED:
+        del attempts[next(iter(attempts))]

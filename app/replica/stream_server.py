@@ -16,6 +16,7 @@ from app.transport.errors import FrameError, TransportError
 from app.transport.frames import Frame
 from app.transport.handshake import ServerHandshake
 from app.transport.messages import HEARTBEAT, Kind, decode_abort, decode_stop, decode_subscribe
+from app.transport.submit_messages import Submission, decode_submit
 
 logger = logging.getLogger("ray.serve")
 
@@ -41,6 +42,10 @@ class StreamListener(Protocol):
 
     def synced(self, ingress_id: str, number: int) -> None:
         """An ingress knows the prefix cache up to this change, and wants those that came after."""
+        ...
+
+    def submitted(self, ingress_id: str, submission: Submission) -> None:
+        """A request of an ingress, ahead of its Serve call."""
         ...
 
     def demanded(self, ingress_id: str, share: DemandShare) -> None:
@@ -151,6 +156,10 @@ class StreamServer:
             self._listener.stopped(self._subscriber(connection, "STOP"), *decode_stop(frame))
         elif frame.kind == Kind.SYNC:
             self._listener.synced(self._subscriber(connection, "SYNC"), decode_sync(frame))
+        elif frame.kind == Kind.SUBMIT:
+            ingress_id, submission = self._subscriber(connection, "SUBMIT"), decode_submit(frame)
+            if submission is not None:
+                self._listener.submitted(ingress_id, submission)
         elif frame.kind == Kind.DEMAND:
             self._listener.demanded(self._subscriber(connection, "DEMAND"), decode_demand(frame))
         # Other kinds are a newer version's, or a PONG, whose arrival was all it had to say.

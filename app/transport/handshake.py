@@ -25,9 +25,9 @@ from app.transport.errors import AuthenticationError, EpochError, FrameError, Ha
 from app.transport.frames import Frame, encode_frame
 
 MAGIC = "quire"
-# Version 2 has DEMAND.
+# Version 2 has DEMAND, version 3 SUBMIT.
 MIN_VERSION = 1
-MAX_VERSION = 2
+MAX_VERSION = 3
 # Until a peer has proved itself it may not make us hold more than this.
 MAX_HANDSHAKE_BYTES = 1024
 

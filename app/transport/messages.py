@@ -10,6 +10,7 @@
                         ABORT      attempts whose reader has gone
                         STOP       one sequence of an attempt has all that its reader wanted; the others go on
                         SYNC       the last BLOCKS that this ingress knows of; the replica sends what came after
+                        SUBMIT     a request, ahead of its Serve call: see submit_messages
                         DEMAND     this replica's share of what was asked for and waits there: see demand_messages
                         PONG       answer to HEARTBEAT
 
@@ -48,6 +49,7 @@ class Kind(IntEnum):
     SYNC = 35
     STOP = 36
     DEMAND = 37
+    SUBMIT = 38
 
 
 class StepRow(NamedTuple):

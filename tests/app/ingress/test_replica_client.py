@@ -20,6 +20,7 @@ from app.telemetry.model_samples import RouteCounts
 from app.transport.block_messages import decode_sync
 from app.transport.counter_messages import ReplicaCounters, encode_counters
 from app.transport.frames import Frame, FrameDecoder
+from app.transport.handshake import MAX_VERSION, MIN_VERSION
 from app.transport.link import Endpoint, LinkListener
 from app.transport.messages import (
     Draining,
@@ -31,6 +32,7 @@ from app.transport.messages import (
     encode_draining,
     encode_load,
 )
+from app.transport.submit_messages import SUBMIT_VERSION, decode_submit
 from engine.errors import EngineDeadError, OverloadedError, PromptTooLongError, QuireError, RequestError
 from engine.memory import BlockChanges
 from engine.outputs import FinishReason, SequenceOutput, TokenLogprobs
@@ -105,6 +107,7 @@ class Replica:
             "block_size": 16,
             "max_model_len": 512,
             "fingerprint": "model",
+            "protocol": [MIN_VERSION, MAX_VERSION],
         }
         self.info = ReplicaInfo(name, {**metadata, "graceful_shutdown_timeout_s": 0.4})
 
@@ -154,6 +157,11 @@ class Replica:
         message.add(call.attempt, output, call.num_sent if finish and ends else None)
 
     @property
+    def submitted(self) -> list[int]:
+        found = [decode_submit(frame) for frame in self.sent if frame.kind == Kind.SUBMIT]
+        return [submission.attempt for submission in found if submission is not None]
+
+    @property
     def aborts(self) -> list[int]:
         return [attempt for frame in self.sent if frame.kind == Kind.ABORT for attempt in decode_abort(frame)]
 
@@ -168,6 +176,7 @@ class Fleet:
         self.replicas: dict[str, Replica] = {}
         self.routing: set[asyncio.Task[None]] = set()
         self.calls: list[Call] = []
+        self.full = False
 
     def options(self, *, method_name: str) -> Fleet:
         assert method_name == "generate"
@@ -192,11 +201,18 @@ class Fleet:
     async def _route(self, call: Call, ingress_id: str) -> None:
         client = registry.find(ingress_id)
         assert client is not None
+        refused = False
         while True:
             try:
-                placement = client.place(call.attempt, refused=False)
-            except BookingGoneError:
+                placement = client.place(call.attempt, refused=refused)
+            except BookingGoneError as error:
+                call.reply.set_exception(error)
                 return
+            if self.full:
+                # As Serve's router when a replica does not take a call.
+                await until(lambda: not self.full)
+                refused = True
+                continue
             if placement.replica_id is not None:
                 self.replicas[placement.replica_id].calls.append(call)
                 return
@@ -826,3 +842,48 @@ async def test_a_receipt_is_of_the_last_attempt(world: World) -> None:
     other.step(second, finish="length")
     await reader
     assert (receipt.replica, receipt.num_attempts) == (other.name, 2)
+
+
+async def test_a_booked_request_goes_ahead_of_its_call(world: World) -> None:
+    request = make_request()
+    reader = world.read(request)
+    await until(lambda: world.fleet.calls)
+    replica, call = await world.fleet.first_call()
+    (frame,) = (frame for frame in replica.sent if frame.kind == Kind.SUBMIT)
+    submission = decode_submit(frame)
+    assert submission is not None
+    assert (submission.attempt, submission.waited_s) == (call.attempt, call.waited_s)
+    assert submission.request.prompt_token_ids == list(request.prompt_token_ids)
+    assert submission.request.sampling_params == request.sampling_params
+    replica.step(call, count=2, finish="length")
+    assert tokens_of(await reader) == expected(request, 2)
+
+
+async def test_an_older_replica_gets_the_call_alone(world: World) -> None:
+    for replica in world.fleet.replicas.values():
+        replica.info.metadata["protocol"] = [1, SUBMIT_VERSION - 1]
+    reader = world.read(make_request())
+    replica, call = await world.fleet.first_call()
+    assert replica.submitted == []
+    replica.step(call, finish="length")
+    await reader
+
+
+async def test_a_call_that_its_replica_turns_away_goes_on_in_another_attempt(world: World) -> None:
+    request = make_request()
+    world.fleet.full = True
+    reader = world.read(request)
+    await until(lambda: world.fleet.calls and any(replica.submitted for replica in world.fleet.replicas.values()))
+    first = world.fleet.calls[0]
+    replica = next(replica for replica in world.fleet.replicas.values() if replica.submitted)
+    # It has begun already: what it sent before Serve refused its call is kept.
+    replica.step(first, count=2)
+    world.fleet.full = False
+    second_replica, second = await world.fleet.first_call(2)
+    assert replica.aborts == [first.attempt]
+    assert [len(sequence.token_ids) for sequence in second.request.resumed] == [2]
+    # By its call alone, or a full fleet would be sent everything again and again.
+    assert second.attempt not in second_replica.submitted
+    replica.step(first)
+    second_replica.step(second, finish="length")
+    assert tokens_of(await reader) == expected(request, 3)

@@ -25,6 +25,7 @@ from app.transport.messages import (
     encode_abort,
     encode_stop,
 )
+from app.transport.submit_messages import Submission, encode_submit
 from engine.errors import EngineDeadError, PromptTooLongError
 from engine.memory import BlockChanges, MemoryUsage
 from engine.outputs import EngineAccounts, EngineStats, SequenceOutput
@@ -150,6 +151,10 @@ class World:
         request = EngineRequest(f"request-{attempt}", [1] * prompt, SamplingParams())
         call = self.service.generate(request, ingress_id=ingress, attempt=attempt, waited_s=2.0, trace=trace)
         return asyncio.get_running_loop().create_task(call)
+
+    def submit(self, ingress: str, attempt: int, prompt: int = 3) -> None:
+        request = EngineRequest(f"request-{attempt}", [1] * prompt, SamplingParams())
+        self.ingresses[ingress][1].send(encode_submit(Submission(attempt, request, 2.0)))
 
 
 @pytest.fixture
@@ -354,3 +359,80 @@ async def test_an_engine_that_dies_ends_the_spans_of_its_requests(world: World) 
         await call
     await until(lambda: world.collected.spans)
     assert world.collected.named("engine").status.description == "out of memory"
+
+
+async def test_a_submitted_request_begins_before_its_call_which_then_waits_for_it(world: World) -> None:
+    ingress = await world.connect("ingress")
+    world.submit("ingress", 1)
+    await until(lambda: world.engine.requests)
+    assert 2.0 <= time.monotonic() - world.engine.requests["ingress/1"].arrival_time < 3.0
+    world.engine.step(("ingress/1", [4], None))
+    await until(ingress.steps)
+    call = world.call("ingress", 1)
+    await asyncio.sleep(0.01)
+    assert not call.done()
+    world.engine.step(("ingress/1", [5], "stop"))
+    assert (await call)["num_output_tokens"] == 2
+    await until(lambda: ingress.admitted() == [1])
+
+
+async def test_a_call_later_than_the_end_of_its_request_gets_the_record(world: World) -> None:
+    ingress = await world.connect("ingress")
+    world.submit("ingress", 1)
+    await until(lambda: world.engine.requests)
+    world.engine.step(("ingress/1", [4], "stop"))
+    await until(ingress.steps)
+    record = await world.call("ingress", 1)
+    assert (record["num_output_tokens"], record["finish_reasons"]) == (1, ["stop"])
+    assert world.engine.requests == {}
+    assert world.service._unclaimed == {}
+
+
+async def test_a_submission_later_than_its_call_begins_nothing(world: World) -> None:
+    await world.connect("ingress")
+    call = world.call("ingress", 1)
+    await until(lambda: world.engine.requests)
+    world.submit("ingress", 1)
+    world.submit("ingress", 2)
+    await until(lambda: "ingress/2" in world.engine.requests)
+    world.engine.step(("ingress/1", [4], "stop"), ("ingress/2", [4], "stop"))
+    await call
+    world.submit("ingress", 1)
+    world.submit("ingress", 3)
+    await until(lambda: world.engine.requests)
+    assert list(world.engine.requests) == ["ingress/3"]
+    world.engine.step(("ingress/3", [4], "stop"))
+
+
+async def test_a_submission_that_the_engine_refuses_leaves_the_refusal_to_the_call(world: World) -> None:
+    await world.connect("ingress")
+    world.submit("ingress", 1, prompt=11)
+    world.submit("ingress", 2)
+    await until(lambda: world.engine.requests)
+    with pytest.raises(PromptTooLongError):
+        await world.call("ingress", 1, prompt=11)
+    world.engine.step(("ingress/2", [4], "stop"))
+
+
+async def test_an_abort_ends_what_was_submitted_and_the_call_that_comes_later(world: World) -> None:
+    ingress = await world.connect("ingress")
+    world.submit("ingress", 1)
+    await until(lambda: world.engine.requests)
+    world.ingresses["ingress"][1].send(encode_abort([1]))
+    await until(ingress.steps)
+    assert world.engine.requests == {}
+    assert (await world.call("ingress", 1))["finish_reasons"] == ["abort"]
+    world.submit("ingress", 1)
+    world.submit("ingress", 2)
+    await until(lambda: world.engine.requests)
+    assert list(world.engine.requests) == ["ingress/2"]
+    world.engine.step(("ingress/2", [4], "stop"))
+
+
+async def test_what_was_submitted_is_given_up_if_no_call_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.replica.service._CALL_WITHIN_S", 0.02)
+    ingress = await world.connect("ingress")
+    world.submit("ingress", 1)
+    await until(ingress.steps)
+    assert ingress.steps()[-1][0].output.finish_reason == "abort"
+    assert world.service._unclaimed == {}
