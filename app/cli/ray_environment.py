@@ -33,6 +33,8 @@ _ALWAYS: Mapping[str, str] = {
     "RAY_event_stats": "0",
     "RAY_emit_main_service_metrics": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "30000",
+    # Ray runs workers, and so the engine, behind all else on a node (15), its own services among that.
+    "RAY_worker_niceness": "0",
     # No record of each of Ray's own calls, which nobody looks at without the dashboard.
     "RAY_task_events_report_interval_ms": "0",
 }
