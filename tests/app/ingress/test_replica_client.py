@@ -107,7 +107,7 @@ class Replica:
             "block_size": 16,
             "max_model_len": 512,
             "fingerprint": "model",
-            "protocol": [MIN_VERSION, MAX_VERSION],
+            "protocol": [MIN_VERSION, fleet.max_version],
         }
         self.info = ReplicaInfo(name, {**metadata, "graceful_shutdown_timeout_s": 0.4})
 
@@ -177,6 +177,7 @@ class Fleet:
         self.routing: set[asyncio.Task[None]] = set()
         self.calls: list[Call] = []
         self.full = False
+        self.max_version = MAX_VERSION
 
     def options(self, *, method_name: str) -> Fleet:
         assert method_name == "generate"
@@ -859,14 +860,16 @@ async def test_a_booked_request_goes_ahead_of_its_call(world: World) -> None:
     assert tokens_of(await reader) == expected(request, 2)
 
 
-async def test_an_older_replica_gets_the_call_alone(world: World) -> None:
-    for replica in world.fleet.replicas.values():
-        replica.info.metadata["protocol"] = [1, SUBMIT_VERSION - 1]
+async def test_an_older_replica_gets_the_call_alone() -> None:
+    world = World()
+    world.fleet.max_version = SUBMIT_VERSION - 1
+    await world.start("a")
     reader = world.read(make_request())
     replica, call = await world.fleet.first_call()
     assert replica.submitted == []
     replica.step(call, finish="length")
     await reader
+    await world.client.close()
 
 
 async def test_a_call_that_its_replica_turns_away_goes_on_in_another_attempt(world: World) -> None:

@@ -19,6 +19,7 @@ from app.transport.frames import Frame, FrameDecoder, encode_frame
 from app.transport.handshake import ClientHandshake
 from app.transport.link import Endpoint, Link, ReplicaLink
 from app.transport.messages import Kind, encode_abort
+from app.transport.submit_messages import Submission
 
 SECRET = b"s" * 32
 LIMITS = Limits(handshake_s=1.0, heartbeat_s=0.05, max_outgoing_bytes=1 << 20, max_blocked_s=0.4)
@@ -41,6 +42,9 @@ class Ingresses:
 
     def stopped(self, ingress_id: str, attempt: int, index: int) -> None:
         self.events.append(("stopped", ingress_id, attempt, index))
+
+    def submitted(self, ingress_id: str, submission: Submission) -> None:
+        self.events.append(("submitted", ingress_id, submission))
 
     def demanded(self, ingress_id: str, share: DemandShare) -> None:
         self.events.append(("demanded", ingress_id, share))
