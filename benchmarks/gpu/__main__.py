@@ -1,6 +1,6 @@
 """Quire on a GPU, in one visit: checks every kernel, times kernels and peers, and serves models with random weights.
 
-    python -m benchmarks.gpu [--only checks attention dense sampling blocks invariance engine quantized]
+    python -m benchmarks.gpu [--only checks attention dense adapters sampling blocks invariance engine quantized]
                              [--models llama-3-8b opt-13b] [--batch 256] [--prompt-tokens 256] [--output-tokens 128]
 
 Bandwidth and matrix rate are measured in the same run. Lines that begin with "=" are figures, beside the target where
@@ -125,6 +125,12 @@ def _time_dense(kernels: Any, rates: Rates, _options: argparse.Namespace) -> Jso
     return timings_json(_table(time_dense(kernels), rates), rates)
 
 
+def _time_adapters(_kernels: Any, rates: Rates, _options: argparse.Namespace) -> Json:
+    from benchmarks.gpu.adapters import time_adapters
+
+    return timings_json(_table(time_adapters(), rates), rates)
+
+
 def _time_sampling(kernels: Any, rates: Rates, _options: argparse.Namespace) -> Json:
     from benchmarks.gpu.kernels import time_sampling
 
@@ -203,6 +209,7 @@ PARTS: dict[str, Part] = {
     "checks": _check,
     "attention": _time_attention,
     "dense": _time_dense,
+    "adapters": _time_adapters,
     "sampling": _time_sampling,
     "blocks": _time_blocks,
     "invariance": _check_invariance,

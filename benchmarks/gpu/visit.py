@@ -61,7 +61,7 @@ def steps_of(stage: int) -> list[Step]:
         ]
     if stage == 2:
         return [
-            Step("blocks", [*bench, "--only", "blocks", "sampling", "dense"], 150),
+            Step("blocks", [*bench, "--only", "blocks", "sampling", "dense", "adapters"], 180),
             Step("attention", [*bench, "--only", "attention"], 330),
             Step("invariance", [*bench, "--only", "invariance", "--models", "llama-3-8b"], 150),
         ]

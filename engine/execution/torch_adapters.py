@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from engine.adapters import AdapterChanges, LoraAdapter
+from engine.kernels.adapter_products import AdapterRun, Factors, adapter_products, cut_tiles
 from engine.kernels.backend import KernelBackend
-from engine.layers.lora import AdapterRows, Factors, LinearAdapters
+from engine.layers.lora import AdapterRows, LinearAdapters
 from engine.models import CausalLM
 from engine.scheduling import SchedulerOutput
 
@@ -22,8 +23,12 @@ class TorchAdapters:
         self._device = device
         self._rows = AdapterRows()
         self._linears: list[tuple[tuple[str, ...], LinearAdapters]] = []
+        self._tile_rows = 1
+        make_products = adapter_products(kernels, device)
         for keys, linear in model.adaptable_linears():
-            linear.adapters = LinearAdapters(linear.parts, self._rows, kernels)
+            products = make_products(linear.parts)
+            self._tile_rows = products.tile_rows
+            linear.adapters = LinearAdapters(self._rows, products)
             self._linears.append((keys, linear.adapters))
 
     def apply(self, changes: AdapterChanges) -> None:
@@ -42,16 +47,16 @@ class TorchAdapters:
         Returns:
             Whether any row has one.
         """
-        runs: list[tuple[int, slice]] = []
+        runs: list[AdapterRun] = []
         end = 0
         for item in output.scheduled:
             begin, end = end, end + len(item.token_ids)
             if item.adapter_slot < 0:
                 continue
-            if runs and runs[-1][0] == item.adapter_slot:
-                begin = runs.pop()[1].start
-            runs.append((item.adapter_slot, slice(begin, end)))
-        self._rows.runs = runs
+            if runs and runs[-1].slot == item.adapter_slot:
+                begin = runs.pop().first_row
+            runs.append(AdapterRun(item.adapter_slot, begin, end))
+        self._rows.tiles = cut_tiles(runs, self._tile_rows, self._device) if runs else None
         return bool(runs)
 
     def _on_device(self, factors: Factors | None) -> Factors | None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
+from engine.kernels.adapter_products import AdapterRun, Factors, PlainAdapterProducts, cut_tiles
 from engine.kernels.quantized_products import TorchRowKernels
 from engine.kernels.reference import ReferenceBackend
 from engine.layers import Linear, WeightFormat, quantized_weight
-from engine.layers.lora import AdapterRows, Factors, LinearAdapters
+from engine.layers.lora import AdapterRows, LinearAdapters
 from engine.layers.quantized_weight import QuantizedWeight
 from engine.loading.tensor_part import cut
 from engine.parallel.linear import ColumnParallelLinear, Projection, RowParallelLinear
@@ -82,10 +83,10 @@ def test_adapters_are_added_in_full_precision() -> None:
         target.load(torch.randn(16, 32))
     x, rows = torch.randn(3, 32), AdapterRows()
     plain = layer(x)
-    layer.adapters = LinearAdapters(layer.parts, rows, REFERENCE)
+    layer.adapters = LinearAdapters(rows, PlainAdapterProducts(layer.parts, REFERENCE))
     factors = Factors(torch.randn(4, 32), torch.randn(16, 4))
     layer.adapters.load(0, [None, factors])
-    rows.runs = [(0, slice(1, 3))]
+    rows.tiles = cut_tiles([AdapterRun(0, 1, 3)], 16, CPU)
     expected = plain.clone()
     expected[1:, 16:] += x[1:] @ factors.a.T @ factors.b.T
     torch.testing.assert_close(layer(x), expected)

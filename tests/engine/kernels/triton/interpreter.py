@@ -15,11 +15,13 @@ from typing import IO, Any
 
 import torch
 
+from engine.kernels.adapter_products import AdapterRun, Factors, cut_tiles
 from engine.kernels.backend import AttentionMetadata
 from engine.kernels.quantized_products import QuantizedRows
 
 _ROOT = Path(__file__).parents[4]
 ROW_KERNELS = "rows"
+ADAPTERS = "adapters"
 _LENGTH = struct.Struct("<Q")
 
 
@@ -135,6 +137,26 @@ class InterpretedRowKernels:
         return result
 
 
+class AdapterCalls:
+    """TritonAdapterProducts in one call, as its tables hold addresses of its own process."""
+
+    def add(
+        self,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        parts: list[slice],
+        slots: dict[int, list[Factors | None]],
+        runs: list[AdapterRun],
+    ) -> None:
+        """Load the slots, in an order in which the tables grow, and add."""
+        from engine.kernels.triton.adapters import TritonAdapterProducts
+
+        products = TritonAdapterProducts(parts, torch.device("cpu"))
+        for slot, factors in slots.items():
+            products.load(slot, factors)
+        products.add_to(y, x, cut_tiles(runs, products.tile_rows, torch.device("cpu")))
+
+
 def _send(stream: IO[bytes], value: object) -> None:
     buffer = io.BytesIO()
     torch.save(value, buffer)  # unlike pickle, it keeps views of one storage together
@@ -186,6 +208,7 @@ def _serve() -> None:
     sys.stdout = sys.stderr
     backends: dict[bool | str, Any] = {invariant: TritonBackend(invariant) for invariant in (False, True)}
     backends[ROW_KERNELS] = TritonRowKernels()
+    backends[ADAPTERS] = AdapterCalls()
     while True:
         try:
             backend, method, arguments = _receive(stdin)

@@ -11,7 +11,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from engine.kernels.triton import matmul
+from engine.kernels.triton import adapters, matmul
 from engine.kernels.triton.attention import DOT_TYPES
 from engine.kernels.triton.attention_plan import AttentionShape, pad_dim, plan_attention
 from engine.kernels.triton.copy_blocks import copy_blocks_kernel
@@ -166,3 +166,26 @@ def test_the_other_kernels(capability: int, tmp_path: Path) -> None:
     )
     for kernel, pointers, constants in cases:
         assert_fits(compile_kernel(kernel, pointers, constants, capability, tmp_path, num_warps=4), capability)
+
+
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90])
+def test_adapters(capability: int, tmp_path: Path) -> None:
+    dtype = torch.bfloat16
+    tables = {"partial": "*fp32", "rank_ends": "*i32", "tiles": "*i32"}
+    sizes: dict[str, object] = {"PARTS": 3, "ROWS": adapters.TILE_ROWS, "RANKS": adapters.RANKS}
+    cases: tuple[tuple[Any, dict[str, str], dict[str, object]], ...] = (
+        (
+            adapters.shrink_kernel,
+            {**floats(dtype, "x"), **tables, "a_pointers": "*i64"},
+            sizes | {"IN_FEATURES": 4096, "DEPTH": adapters.DEPTH, "SPLIT": adapters.SPLIT},
+        ),
+        (
+            adapters.expand_kernel,
+            {**floats(dtype, "y"), **tables, "b_pointers": "*i64", "column_tiles": "*i32"},
+            sizes | {"SPLITS": 8, "COLUMNS": adapters.COLUMNS},
+        ),
+    )
+    for kernel, pointers, constants in cases:
+        compiled = compile_kernel(kernel, pointers, constants, capability, tmp_path, num_warps=adapters.NUM_WARPS)
+        assert_fits(compiled, capability)
+        assert "mma.sync" in compiled.ptx, "on tensor cores"
