@@ -122,7 +122,7 @@ class Clients:
         if record.error is None:
             asked.ttft_s = record.ttft_s
         elif record.retry_after_s is not None:
-            asked.retry_after_s = record.retry_after_s
+            asked.retry_after_s, asked.refusal = record.retry_after_s, record.error
         else:
             asked.error = record.error
         return asked

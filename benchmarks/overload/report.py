@@ -14,7 +14,7 @@ from benchmarks.routing.report import quantile
 class Try:
     """One time that a client asked. `sent_s` from the start; `attempt` is 0 for the first time.
 
-    `retry_after_s` is set if it was refused; `error` if it was neither served nor refused.
+    `retry_after_s` is set if it was refused, and `refusal` says why; `error` if it was neither served nor refused.
     """
 
     coming: Coming
@@ -23,6 +23,7 @@ class Try:
     ttft_s: float | None = None
     end_s: float | None = None
     retry_after_s: int | None = None
+    refusal: str | None = None
     error: str | None = None
 
     @property
