@@ -80,7 +80,7 @@ def test_a_row_is_bitwise_the_same_alone_and_beside_others(interpreter: Interpre
 
 
 def test_what_does_not_fit_is_refused(interpreter: Interpreter) -> None:
-    slots = make_slots(64, dict.fromkeys((0,), (4, 4, 4)), torch.float32)
+    slots = make_slots(64, {0: RANKS[3]}, torch.float32)
     runs = [AdapterRun(0, 0, 2)]
     for x, y, message in (
         (torch.ones(2, 65), torch.ones(2, 160), r"x has shape \[2, 65\], expected \[2, 64\]"),
