@@ -28,6 +28,9 @@ def serve(
 
     try:
         loaded = load_config(config)
+        from app.cli.libraries import check_libraries
+
+        check_libraries()
         from app.cli.session import serve_until_stopped
 
         serve_until_stopped(loaded, dashboard=dashboard, logs=logs)
