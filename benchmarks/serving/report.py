@@ -57,8 +57,14 @@ def serving_tax_ms(http: HttpRun, offline: OfflineRun) -> float | None:
     return (http.cpu_s - engine_s) / http.num_output_tokens * 1e3
 
 
-def summary(http: Sequence[HttpRun], offline: Sequence[OfflineRun], objectives: Objectives) -> dict[str, Any]:
-    """The result's JSON: medians over runs, percentiles over all their requests."""
+def summary(
+    http: Sequence[HttpRun], offline: Sequence[OfflineRun], objectives: Objectives, idle_cores: float | None = None
+) -> dict[str, Any]:
+    """The result's JSON: medians over runs, percentiles over all their requests.
+
+    Args:
+        idle_cores: what the server uses with nothing to do.
+    """
     good_records = [record for run in http for record in run.records if record.error is None]
     failed = [record for run in http for record in run.records if record.error is not None]
     ttft = [record.ttft_s for record in good_records]
@@ -70,6 +76,11 @@ def summary(http: Sequence[HttpRun], offline: Sequence[OfflineRun], objectives: 
         if record.ttft_s <= objectives.ttft_s and (record.tpot_s or 0.0) <= objectives.tpot_s
     ]
     taxes = [tax for run, alone in zip(http, offline, strict=False) if (tax := serving_tax_ms(run, alone)) is not None]
+    if idle_cores is None:
+        busy = []
+    else:
+        idle_ms = [idle_cores * run.seconds / run.num_output_tokens * 1e3 for run in http]
+        busy = [tax - idle for tax, idle in zip(taxes, idle_ms, strict=False)]
     rates = [run.out_tok_s / alone.out_tok_s for run, alone in zip(http, offline, strict=False)]
     seconds = sum(run.seconds for run in http)
     alone = _median([run.ttft_s for run in offline if run.ttft_s is not None])
@@ -81,6 +92,8 @@ def summary(http: Sequence[HttpRun], offline: Sequence[OfflineRun], objectives: 
         "tpot_p50_s": _percentile(tpot, 50),
         "offline_ratio": _median(rates),
         "core_ms_per_token": _median(taxes),
+        "busy_core_ms_per_token": _median(busy),
+        "idle_cores": idle_cores,
         "added_ttft_p50_s": None if alone is None or ttft_p50_s is None else ttft_p50_s - alone,
         "tpot_p99_s": _percentile(tpot, 99),
         "gap_p50_s": _percentile(gaps, 50),

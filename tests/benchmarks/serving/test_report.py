@@ -20,6 +20,14 @@ def test_the_tax_is_what_serving_adds_to_a_token() -> None:
     assert serving_tax_ms(HttpRun(http.records, 2.0, None), OfflineRun(200, 1.5, 3.0)) is None
 
 
+def test_what_an_idle_server_uses_is_told_apart() -> None:
+    http = HttpRun([record(0.1, 0.01, 100), record(0.1, 0.01, 100)], 2.0, cpu_s=3.1)
+    result = summary([http], [OfflineRun(200, 1.5, 3.0)], Objectives(1, 1), idle_cores=0.04)
+    assert (result["core_ms_per_token"], result["idle_cores"]) == (pytest.approx(0.5), 0.04)
+    assert result["busy_core_ms_per_token"] == pytest.approx(0.1)
+    assert summary([http], [OfflineRun(200, 1.5, 3.0)], Objectives(1, 1))["busy_core_ms_per_token"] is None
+
+
 def test_the_summary() -> None:
     records = [record(0.1 * number, 0.02) for number in range(1, 11)]
     failed = StreamRecord(10.0, error="status 503")
