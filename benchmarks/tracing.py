@@ -58,7 +58,8 @@ def main() -> None:
         endpoint, counter = stack.enter_context(_collecting())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quire-tracing-")))
         sessions = {}
-        for name, environment in (("off", {}), ("on", {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint})):
+        on = {} if arguments.against_itself else {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
+        for name, environment in (("off", {}), ("on", on)):
             (folder / name).mkdir()
             with _environment(environment):
                 url = stack.enter_context(serving(_config(arguments.device), folder / name))
@@ -80,6 +81,7 @@ def _summary(pairs: list[dict[str, float]], workload: Workload, device: str, num
     extra_s = [(pair["on"] - pair["off"]) * workload.output_tokens for pair in pairs]
     return {
         "device": device,
+        "traced": num_bytes > 0,
         **workload._asdict(),
         "pairs": len(pairs),
         "cpu_us_per_token_off": round(statistics.mean(pair["off"] for pair in pairs) * 1e6, 2),
@@ -179,6 +181,9 @@ def _collecting() -> Iterator[tuple[str, Counter]]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="CPU time a token with and without tracing")
     parser.add_argument("--device", default="cpu", help="cpu, or a simulated device: simulated:prefill=20000,step_ms=5")
+    parser.add_argument(
+        "--against-itself", action="store_true", help="trace in neither: what the method finds in nothing"
+    )
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--requests", type=int, default=32, help="in each run")
     parser.add_argument("--concurrency", type=int, default=16)
