@@ -95,7 +95,7 @@ class ScalingArgs(Args):
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(ge=1)
     initial_replicas: int | None = Field(default=None, ge=0)
-    upscale_delay_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    upscale_delay_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     downscale_delay_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
     idle_to_zero_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     ttft_target_s: float = Field(default=1.0, gt=0, allow_inf_nan=False)

@@ -30,7 +30,7 @@ class ReplicaSizingPolicy:
         self._sizer = Sizer(SizingRules(**rules))
         self._logged: int | None = None
         self._decisions = Counter(
-            "quire_scaling_decisions_total",
+            "quire_scaling_decisions",
             description="Decisions to have more or fewer replicas of a model, by direction and cause",
             tag_keys=("application", "deployment", "direction", "cause"),
         )

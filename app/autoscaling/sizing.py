@@ -22,7 +22,7 @@ _WINDOW_S = 4.0
 _DRAIN_TARGETS = 4.0
 # Of the first token's target, the part that queueing and computing a mean prompt may take: what is left is for longer
 # prompts, for steps in progress, and for the way there and back.
-_TARGET_SHARE = 0.8
+_TARGET_SHARE = 0.9
 # The first token's target is one for 95 of 100 requests.
 _LATE_SHARE = 0.05
 # What a start is taken to last until one was seen, and the weight of a further one.
@@ -35,7 +35,7 @@ class SizingRules(NamedTuple):
 
     min_replicas: int
     max_replicas: int
-    upscale_delay_s: float = 0.0
+    upscale_delay_s: float = 1.0
     downscale_delay_s: float = 60.0
     idle_to_zero_s: float | None = None
     ttft_target_s: float = 1.0

@@ -21,6 +21,7 @@ _STARTING = re.compile(r"Starting Replica\(id='(\w+)', deployment='([^']+)'")
 _STARTED = re.compile(r"Replica\(id='(\w+)', deployment='([^']+)', app='[^']+'\) started successfully")
 _STOPPED = re.compile(r"Replica\(id='(\w+)', deployment='([^']+)', app='[^']+'\) is stopped")
 _POLL_S = 0.2
+_DEPLOYMENT = engine_deployment_name(MODEL)
 
 
 def elastic_config(
@@ -50,8 +51,8 @@ def elastic_config(
         "args": {"models": [model]},
     }
     if ray_policy is not None:
-        name = engine_deployment_name(MODEL)
-        application["deployments"] = [{"name": name, "num_replicas": None, "autoscaling_config": dict(ray_policy)}]
+        override = {"name": _DEPLOYMENT, "num_replicas": None, "autoscaling_config": dict(ray_policy)}
+        application["deployments"] = [override]
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": free_port()},
@@ -104,9 +105,10 @@ def read_log(lines: Iterable[str], deployment: str) -> ControllerLog:
 class ElasticServer:
     """A running application. Its replicas' history is what the controller logs of it."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, deployment: str) -> None:
         self.url = url
         self._folder = folder
+        self._deployment = deployment
 
     def log(self) -> ControllerLog:
         """What has happened so far."""
@@ -115,7 +117,7 @@ class ElasticServer:
             for path in self._folder.glob("ray/session_2*/logs/serve/controller_*.log")
             if re.fullmatch(r"controller_\d+\.log", path.name)
         ]
-        return read_log(path.read_text().splitlines(), engine_deployment_name(MODEL))
+        return read_log(path.read_text().splitlines(), self._deployment)
 
     def wait_for_zero(self, timeout_s: float) -> bool:
         """Wait until no replica is there; whether it came to that."""
@@ -128,11 +130,13 @@ class ElasticServer:
 
 
 @contextmanager
-def elastic_serving(config: dict[str, Any], folder: Path, num_replicas: int) -> Iterator[ElasticServer]:
+def elastic_serving(
+    config: dict[str, Any], folder: Path, num_replicas: int, deployment: str = _DEPLOYMENT
+) -> Iterator[ElasticServer]:
     """Serve a config whose model has so many replicas at first. Ray's files go to `folder`, whose path is short.
 
     Raises:
         RuntimeError: it did not start.
     """
     with serving(config, folder, num_replicas, {"RAY_TMPDIR": str(folder)}) as url:
-        yield ElasticServer(url, folder)
+        yield ElasticServer(url, folder, deployment)

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 from app.autoscaling.report import ReplicaReport
 
 DEPLOYMENT = DeploymentID("engine-m", "app")
-ARGS = ScalingArgs(min_replicas=0, max_replicas=4, idle_to_zero_s=30.0, downscale_delay_s=5.0)
+ARGS = ScalingArgs(min_replicas=0, max_replicas=4, idle_to_zero_s=30.0, upscale_delay_s=0.0, downscale_delay_s=5.0)
 
 
 def context(now_s: float, target: int, *reports: ReplicaReport, requests: float = 0.0) -> AutoscalingContext:

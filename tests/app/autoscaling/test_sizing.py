@@ -9,7 +9,7 @@ import pytest
 from app.autoscaling.report import Observation, ReplicaReport
 from app.autoscaling.sizing import Decision, Sizer, SizingRules, late_wait_s, queued_s
 
-RULES = SizingRules(1, 8, downscale_delay_s=10.0, ttft_target_s=2.0)
+RULES = SizingRules(1, 8, upscale_delay_s=0.0, downscale_delay_s=10.0, ttft_target_s=2.0)
 # What a replica computes in a second, and a request's prompt: twenty requests a second fill a replica.
 CAPACITY = 10_000.0
 PROMPT = 500.0

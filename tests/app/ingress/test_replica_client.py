@@ -19,6 +19,7 @@ from app.replica.block_log import BlockLog
 from app.telemetry.model_samples import RouteCounts
 from app.transport.block_messages import decode_sync
 from app.transport.counter_messages import ReplicaCounters, encode_counters
+from app.transport.demand_messages import DemandShare, decode_demand
 from app.transport.frames import Frame, FrameDecoder
 from app.transport.handshake import MAX_VERSION, MIN_VERSION
 from app.transport.link import Endpoint, LinkListener
@@ -653,6 +654,26 @@ async def test_a_model_that_scales_to_zero_is_ready_at_zero() -> None:
     world = World(OPTIONS._replace(scales_to_zero=True))
     assert await world.client.wait_ready(1)
     assert world.client.state()[1:3] == (True, 0)
+    await world.client.close()
+
+
+async def test_demand_is_told_to_replicas_that_want_it_whatever_becomes_of_the_request() -> None:
+    world = World()
+    await world.start("wants", "other")
+    wants, other = world.fleet.replicas.values()
+    metadata: Any = wants.info.metadata
+    metadata["wants_demand"] = True
+    reader = world.read(make_request())
+    await world.fleet.first_call()
+    reader.cancel()
+
+    def told() -> list[DemandShare]:
+        return [decode_demand(frame) for frame in wants.sent if frame.kind == Kind.DEMAND]
+
+    await until(lambda: sum(share.prompt_tokens for share in told()) == 5.0)
+    assert {share.share for share in told()} == {1.0}
+    assert sum(share.requests for share in told()) == 1.0
+    assert not any(frame.kind == Kind.DEMAND for frame in other.sent)
     await world.client.close()
 
 
