@@ -33,6 +33,8 @@ _LEAST_REPLICA_QUEUE_S = 0.02
 # Weight of a request in what first tokens take on replicas; they are not taken to be slower than foreseen by more.
 _WEIGHT = 0.05
 _MOST_STRETCH = 8.0
+# Of what they take, 95 in 100 deviate by less than so many mean deviations.
+_DEVIATIONS = 2.0
 # Who will be late is looked for this often.
 _SWEEP_INTERVAL_S = 0.1
 # In the window are so many, at least, and one for four replicas: those behind it can still be overtaken.
@@ -121,6 +123,7 @@ class Admission:
         self._num_sent = 0
         # Moving averages of seconds from a replica's choice to the first token, as foreseen and as they came.
         self._foreseen_s = self._taken_s = 1e-3
+        self._deviation_s = 0.0
         self._num_replicas = 0
         self._next_sweep_at = -math.inf
         self.reservations = Reservations()
@@ -300,9 +303,14 @@ class Admission:
         """It has its first token: how long that took on its replica is what others will find there."""
         if booking.resumes:
             return
-        foreseen_s = booking.predicted_wait_s + booking.prefill_s
+        foreseen_s, taken_s = booking.predicted_wait_s + booking.prefill_s, now - booking.booked_at
+        self._deviation_s += _WEIGHT * (abs(taken_s - self._stretch * foreseen_s) - self._deviation_s)
         self._foreseen_s += _WEIGHT * (foreseen_s - self._foreseen_s)
-        self._taken_s += _WEIGHT * (now - booking.booked_at - self._taken_s)
+        self._taken_s += _WEIGHT * (taken_s - self._taken_s)
+
+    @property
+    def _stretch(self) -> float:
+        return min(max(self._taken_s / self._foreseen_s, 1.0), _MOST_STRETCH)
 
     def remove(self, booking: Booking) -> None:
         """It waits no more, if it did."""
@@ -327,8 +335,7 @@ class Admission:
     def _slack_s(self, booking: Booking, deadline_s: float) -> float:
         """How long it may wait here, for its first token to come in time."""
         # Decodes of others slow a prompt down, and so do calls and a busy machine.
-        stretch = min(max(self._taken_s / self._foreseen_s, 1.0), _MOST_STRETCH)
-        there_s = stretch * (booking.prefill_s + self.replica_queue_s)
+        there_s = self._stretch * (booking.prefill_s + self.replica_queue_s) + _DEVIATIONS * self._deviation_s
         return max(deadline_s - there_s, _LEAST_SLACK * deadline_s)
 
     def _restart(self, now: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app.balancer import Balancer, BookingGoneError
+from app.balancer.admission import AdmissionSettings, ClassSettings, terms_of_class
 from app.balancer.registry import ReplicaInfo, registry
 from app.ingress.prompt_chain import prompt_chain
 from app.ingress.receipt import Receipt
@@ -752,6 +753,24 @@ async def test_a_reader_that_leaves_while_its_request_is_held_back() -> None:
     reader.cancel()
     await until(lambda: not world.balancer.num_held)
     assert world.fleet.calls == []
+    await world.client.close()
+    world.fleet.publish()
+    world.assert_clean()
+
+
+async def test_a_request_that_waited_in_vain_is_refused_and_told_when_to_come_again() -> None:
+    settings = AdmissionSettings({"default": ClassSettings(0, 0.3)})
+    world = World(balancer=Balancer(admission=settings))
+    await world.start("a")
+    replica = world.fleet.replicas["a"]
+    # Two seconds of prompt, and never less.
+    replica.receive(encode_load(LoadReport(num_waiting_tokens=2000, prefill_tokens_per_s=1000.0)))
+    waiting = collect(world.client.generate(make_request(), None, terms_of_class(settings)))
+    with pytest.raises(OverloadedError, match="its turn did not come in time; try again in") as late:
+        await waiting
+    assert late.value.retry_after_s >= 1
+    assert world.fleet.calls == []
+    assert world.balancer.admission_state().counts.refused == {("default", "late"): 1}
     await world.client.close()
     world.fleet.publish()
     world.assert_clean()
