@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def run_tests(library: Path, selected: Sequence[str], **environment: str) -> str
     """Run the tests `selected` on that library, each but the slow ones; what pytest printed."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *selected]
     return run(command, QUIRE_LIBRARY_PATH=str(library), OMP_NUM_THREADS="1", **environment)
+
+
+def run_groups(library: Path, groups: Sequence[Sequence[str]], **environment: str) -> list[str]:
+    """run_tests for each group, two at a time: each computes on one thread."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda selected: run_tests(library, selected, **environment), groups))
 
 
 def run(command: list[str], **environment: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.csrc.build import NATIVE, build_cpu_library, run_tests, tool
+from tests.csrc.build import NATIVE, build_cpu_library, run_groups, tool
 
 # Unoptimised and checked, all of the decoder's tests take many minutes: each block size, cache type and batch once.
 CHOSEN = "block_sizes or (every_instruction and Gemma3) or (do_not_depend and (int8-16 or float32-1)) or beams"
@@ -33,11 +33,10 @@ def test_kernels_and_decoder_run_clean(tmp_path: Path) -> None:
     preloaded = [runtime(tool("g++"), name) for name in ("libasan.so", "libubsan.so", "libstdc++.so")]
     # Unoptimised: the checks of inlined templates take an optimiser minutes a file.
     library = build_cpu_library(tmp_path, CMAKE_BUILD_TYPE="Debug", QUIRE_SANITIZE="ON")
-    for selected in (KERNELS, ["-k", CHOSEN, *NATIVE], ["-k", CHOSEN_PARALLEL, *PARALLEL]):
-        run_tests(
-            library,
-            selected,
-            LD_PRELOAD=":".join(preloaded),
-            ASAN_OPTIONS="detect_leaks=0",  # Python's are many
-            UBSAN_OPTIONS="print_stacktrace=1",
-        )
+    run_groups(
+        library,
+        [KERNELS, ["-k", CHOSEN, *NATIVE], ["-k", CHOSEN_PARALLEL, *PARALLEL]],
+        LD_PRELOAD=":".join(preloaded),
+        ASAN_OPTIONS="detect_leaks=0",  # Python's are many
+        UBSAN_OPTIONS="print_stacktrace=1",
+    )
