@@ -173,9 +173,9 @@ class Generation:
         self.usage = Usage(prompt_tokens=sum(len(request.prompt_token_ids) for request in requests))
 
     def record_in(self, record: RequestRecord) -> None:
-        """Have a record told when tokens begin and end to come; before `deltas`."""
+        """Have a record told when tokens begin and end to come; after `terms` are set, before `deltas`."""
         self._record = record
-        record.generates(self.model.id, self.usage, self.num_choices)
+        record.generates(self.model.id, self.terms.class_name, self.usage, self.num_choices)
 
     def trace_in(self, trace: RequestTrace, *, stream: bool) -> None:
         """Have a sampled request's trace say what is generated; before `deltas`."""

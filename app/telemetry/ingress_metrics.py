@@ -69,6 +69,7 @@ class RequestRecord:
         code: HTTP status that the request counts under; a client that went away until something else is known.
         endpoint: `chat` or `completions`.
         model_id: of the model that it goes to; empty until that is known.
+        class_name: of the model's classes, the one that it is served in; empty until that is known.
         usage: of its tokens; None until it is known to be sound.
         on_end: told once, at its end.
         exemplar: names its trace on the histograms, if it is traced.
@@ -81,7 +82,7 @@ class RequestRecord:
         self._first_s: float | None = None
         self._last_s = 0.0
         self._queue_s = 0.0
-        self.model_id = ""
+        self.model_id = self.class_name = ""
         self.usage: TokenCounts | None = None
         self._num_choices = 1
         self._ended = False
@@ -99,9 +100,10 @@ class RequestRecord:
         """From its arrival to its first tokens; None before them."""
         return None if self._first_s is None else self._first_s - self._began_s
 
-    def generates(self, model_id: str, usage: TokenCounts, num_choices: int) -> None:
-        """It is sound, and goes to a model. `usage` is read again at the end."""
-        self.model_id, self.usage, self._num_choices = model_id, usage, num_choices
+    def generates(self, model_id: str, class_name: str, usage: TokenCounts, num_choices: int) -> None:
+        """It is sound, and goes to a model in one of its classes. `usage` is read again at the end."""
+        self.model_id, self.class_name = model_id, class_name
+        self.usage, self._num_choices = usage, num_choices
         self._metrics.open_requests.labels(model_id).inc()
 
     def first_tokens(self, waited_s: float) -> None:
@@ -121,7 +123,7 @@ class RequestRecord:
         self._ended = True
         if self.on_end is not None:
             self.on_end(self)
-        kept, model_id = self._metrics, self.model_id
+        kept, model_id, class_name = self._metrics, self.model_id, self.class_name
         kept.requests.labels(model_id, self.endpoint, str(int(self.code))).inc()
         usage = self.usage
         if usage is None:
@@ -132,11 +134,13 @@ class RequestRecord:
         kept.output_tokens.labels(model_id).inc(usage.completion_tokens)
         if self._first_s is None:
             return
-        kept.time_to_first_token.labels(model_id).observe(self._first_s - self._began_s, self.exemplar)
-        kept.queue_time.labels(model_id).observe(self._queue_s, self.exemplar)
+        kept.time_to_first_token.labels(model_id, class_name).observe(self._first_s - self._began_s, self.exemplar)
+        kept.queue_time.labels(model_id, class_name).observe(self._queue_s, self.exemplar)
         gaps = usage.completion_tokens / self._num_choices - 1
         if gaps > 0 and self._last_s > self._first_s:
-            kept.time_per_output_token.labels(model_id).observe((self._last_s - self._first_s) / gaps, self.exemplar)
+            kept.time_per_output_token.labels(model_id, class_name).observe(
+                (self._last_s - self._first_s) / gaps, self.exemplar
+            )
         if self.code == HTTPStatus.OK:
             # A failed or abandoned request says nothing of how long one takes.
-            kept.request_duration.labels(model_id).observe(kept.clock() - self._began_s, self.exemplar)
+            kept.request_duration.labels(model_id, class_name).observe(kept.clock() - self._began_s, self.exemplar)

@@ -1,8 +1,9 @@
 """The one table of Quire's metrics: name, type, help, labels, buckets. Units are Prometheus' base units, in the name.
 
 What a label can say is bounded by the configuration: `model` is the id of a served model, never what a request wrote;
-`replica` and `ingress` name living processes; all others are listed here or are HTTP statuses that Quire answers with.
-Every observation is of a request, a routing decision or a report of a replica; none is of a token.
+`class` is one of that model's admission classes, as a request for any other is refused; `replica` and `ingress` name
+living processes; all others are listed here or are HTTP statuses that Quire answers with. Every observation is of a
+request, a routing decision or a report of a replica; none is of a token.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.1
 _REQUEST_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 _MODEL = ("model",)
+_CLASS = ("model", "class")
 _REPLICA = ("model", "replica")
 
 # Counted where a request is served. `/metrics` adds the label `ingress`.
@@ -38,27 +40,27 @@ REQUESTS = MetricDefinition(
     ("model", "endpoint", "code"),
 )
 TIME_TO_FIRST_TOKEN = MetricDefinition(
-    "quire_time_to_first_token_seconds", "histogram", "From a request's arrival to its first token.", _MODEL, _WAIT_S
+    "quire_time_to_first_token_seconds", "histogram", "From a request's arrival to its first token.", _CLASS, _WAIT_S
 )
 TIME_PER_OUTPUT_TOKEN = MetricDefinition(
     "quire_time_per_output_token_seconds",
     "histogram",
     "Mean time between a request's tokens after its first, one observation a request.",
-    _MODEL,
+    _CLASS,
     _TOKEN_S,
 )
 REQUEST_DURATION = MetricDefinition(
     "quire_request_duration_seconds",
     "histogram",
     "From a request's arrival to the end of its answer.",
-    _MODEL,
+    _CLASS,
     _REQUEST_S,
 )
 QUEUE_TIME = MetricDefinition(
     "quire_request_queue_seconds",
     "histogram",
     "From a request's booking to its first step on a replica, held requests included.",
-    _MODEL,
+    _CLASS,
     _WAIT_S,
 )
 PROMPT_TOKENS = MetricDefinition(
@@ -97,7 +99,6 @@ WRONG_ROUTES = MetricDefinition(
 )
 BOOKINGS = MetricDefinition("quire_balancer_bookings", "gauge", "Requests booked now.", _MODEL)
 HELD = MetricDefinition("quire_balancer_held_requests", "gauge", "Requests held back for a replica now.", _MODEL)
-_CLASS = ("model", "class")
 ADMISSION_QUEUED = MetricDefinition(
     "quire_admission_queued_requests", "gauge", "Requests that wait in the ingress for their turn now.", _CLASS
 )
@@ -197,6 +198,12 @@ INGRESS_METRICS = (
     WRONG_ROUTES,
     BOOKINGS,
     HELD,
+    ADMISSION_QUEUED,
+    ADMITTED,
+    ADMISSION_WAIT,
+    PROMISES_KEPT,
+    REFUSED,
+    PROMISES_OPEN,
 )
 REPLICA_METRICS = (
     KV_SLOTS,

@@ -11,9 +11,11 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.balancer.admission import AdmissionCounts, AdmissionSettings, AdmissionState, ClassSettings
 from app.ingress.app import build_asgi_app
 from app.ingress.auth import ApiKeys
 from app.ingress.models import ModelRegistry, ServedModel
+from app.ingress.request_terms import CLASS_HEADER
 from app.telemetry.application import ApplicationMetrics, IngressSamples
 from app.telemetry.ingress_metrics import IngressMetrics
 from app.telemetry.model_samples import ModelTelemetry, RouteCounts
@@ -165,6 +167,38 @@ async def test_a_requests_times_and_tokens_are_counted_once(tokenizer: Tokenizer
     assert total(families, "quire_cached_prompt_tokens_total") == 3
     assert total(families, "quire_prompt_tokens_total") == len(world.clients["only"].requests[0].prompt_token_ids)
     assert total(families, "quire_requests_open", model="tiny") == 0
+
+
+async def test_times_are_told_apart_by_the_models_classes_and_by_nothing_that_a_request_made_up(
+    tokenizer: Tokenizer,
+) -> None:
+    world = World(tokenizer, "only")
+    classes = {"default": ClassSettings(), "batch": ClassSettings(priority=2)}
+    world.clients["only"].settings = AdmissionSettings(classes)
+    http = world.http["only"]
+    for name, status in (("default", 200), ("batch", 200), ("batch", 200), ("x" * 40, 400)):
+        asked = await http.post("/v1/chat/completions", json=chat(), headers={CLASS_HEADER: name})
+        assert asked.status_code == status
+    families = await world.scrape("only")
+    for name in ("time_to_first_token", "time_per_output_token", "request_duration", "request_queue"):
+        family = families[f"quire_{name}_seconds"]
+        counts = {item.labels["class"]: item.value for item in family.samples if item.name.endswith("_count")}
+        assert counts == {"default": 1, "batch": 2}, name
+
+
+async def test_what_admission_counts_is_exposed(tokenizer: Tokenizer) -> None:
+    world = World(tokenizer, "only")
+    counts = AdmissionCounts({"default": 9}, {"default": 4.5}, {"default": 2}, {("default", "late"): 3})
+    state = AdmissionState(counts, {"default": 7}, 1)
+    world.clients["only"].told = ModelTelemetry(RouteCounts(), 0, 0, 1, {}, state)
+    families = await world.scrape("only")
+    at = {"model": "tiny", "class": "default", "ingress": "only"}
+    assert total(families, "quire_admission_queued_requests", **at) == 7
+    assert total(families, "quire_admission_admitted_total", **at) == 9
+    assert total(families, "quire_admission_wait_seconds_total", **at) == 4.5
+    assert total(families, "quire_admission_retries_admitted_total", **at) == 2
+    assert total(families, "quire_admission_refused_total", reason="late", **at) == 3
+    assert total(families, "quire_admission_promises_open", model="tiny") == 1
 
 
 async def test_outcomes_count_by_the_status_that_the_client_saw_or_would_have_seen(tokenizer: Tokenizer) -> None:

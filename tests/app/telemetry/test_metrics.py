@@ -6,11 +6,23 @@ import re
 
 import pytest
 
+from app.telemetry import metrics
 from app.telemetry.metrics import ALL_METRICS, MetricDefinition
 
 UNITS = ("seconds", "bytes", "tokens", "slots", "requests", "bookings", "replicas", "ingresses", "steps")
-UNITLESS_COUNTS = ("adapters", "loads", "evictions", "decisions", "resubmissions", "routes", "preemptions", "open")
-LABELS = {"model", "replica", "endpoint", "code", "outcome", "kind", "state", "phase"}
+UNITLESS_COUNTS = (
+    "refused",
+    "adapters",
+    "loads",
+    "evictions",
+    "decisions",
+    "resubmissions",
+    "routes",
+    "preemptions",
+    "open",
+    "admitted",
+)
+LABELS = {"model", "replica", "endpoint", "code", "outcome", "kind", "state", "phase", "class", "reason"}
 
 
 def faults(metric: MetricDefinition) -> list[str]:
@@ -38,6 +50,11 @@ def faults(metric: MetricDefinition) -> list[str]:
 @pytest.mark.parametrize("metric", ALL_METRICS, ids=lambda metric: metric.name)
 def test_names_units_and_labels_follow_the_conventions(metric: MetricDefinition) -> None:
     assert faults(metric) == []
+
+
+def test_every_metric_that_is_defined_is_exposed() -> None:
+    defined = {value for value in vars(metrics).values() if isinstance(value, MetricDefinition)}
+    assert defined == set(ALL_METRICS)
 
 
 def test_names_are_unique() -> None:
