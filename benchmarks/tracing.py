@@ -1,4 +1,5 @@
-"""What tracing costs: CPU time a token of a server that traces every request, against one that traces none.
+"""What tracing costs: CPU time a token of a server that traces, as the environment's sampler says, against one that
+traces none.
 
 Two serving sessions of the same config stand side by side, one with an OTLP endpoint; they answer the same requests in
 turn, in alternating order. Counted is the CPU time of all processes of a session, Ray's included; neither the load

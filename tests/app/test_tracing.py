@@ -103,6 +103,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Receiver, T
     """All that a session exported, its end included: the ingress exports nothing before that."""
     with receiving() as receiver, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.http_endpoint)
+        patch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_on")
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
         patch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2048")
         folder = tmp_path_factory.mktemp("tracing")

@@ -22,7 +22,8 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_SERVICE_NAME"):
+    names = (ENDPOINT, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_SERVICE_NAME")
+    for name in (*names, "OTEL_TRACES_SAMPLER"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -76,6 +77,21 @@ def test_a_ratio_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
     tracing = Collected().tracing
     sampled = sum(begin(tracing) is not None for _ in range(2000))
     assert 400 < sampled < 600
+
+
+@pytest.mark.parametrize(("sampler", "least", "most"), [(None, 130, 280), ("parentbased_always_on", 2000, 2000)])
+def test_one_request_of_ten_unless_the_environment_names_a_sampler(
+    monkeypatch: pytest.MonkeyPatch, sampler: str | None, least: int, most: int
+) -> None:
+    monkeypatch.setenv(ENDPOINT, "http://127.0.0.1:1")
+    if sampler is not None:
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", sampler)
+    tracing = tracing_from_environment("ingress", "r1")
+    assert tracing is not None
+    assert least <= sum(begin(tracing) is not None for _ in range(2000)) <= most
+    sampled = begin(tracing, traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+    assert sampled is not None, "a client that traces has decided"
+    tracing.close()
 
 
 def test_a_span_says_what_it_was_told() -> None:
@@ -197,6 +213,7 @@ def test_what_waits_is_exported_at_the_end() -> None:
 @pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
 def test_spans_reach_an_otlp_receiver(monkeypatch: pytest.MonkeyPatch, protocol: str) -> None:
     with receiving() as receiver:
+        monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_on")
         monkeypatch.setenv(ENDPOINT, receiver.grpc_endpoint if protocol == "grpc" else receiver.http_endpoint)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", protocol)
         tracing = tracing_from_environment("ingress", "r1")
