@@ -174,7 +174,8 @@ class BalancerArgs(Args):
         policy: `cheapest` weighs waiting, cached prefixes, decoding and eviction in seconds; the others are known
             balancers' rules, for comparison.
         hold_ms: a request that would wait longer than this for prompts queued on the best replica waits in the ingress
-            instead, where shorter prompts go first; None sends every request on at once.
+            instead, where shorter prompts go first; None sends every request on at once, and so does a fleet of more
+            than 128 replicas, unless there is admission.
     """
 
     policy: str = DEFAULT_POLICY

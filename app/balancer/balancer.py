@@ -36,7 +36,8 @@ class Balancer:
     Args:
         hold_s: a request that would wait longer than this for prompts queued on the best replica is held back, and
             chosen for again when a replica comes free: shorter prompts then go first, and a replica with a longer
-            match may be free. None lets admission say so, or places every request at once.
+            match may be free. None lets admission say so, or places every request at once; without admission a large
+            fleet holds nobody (holding.py).
         admission: lets requests wait here in turn, within bounds, and refuses those that would be served too late;
             without it none is refused.
         silent_after_s: choosing a replica not heard from for longer costs as long again.

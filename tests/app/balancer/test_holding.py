@@ -108,3 +108,17 @@ def test_nobody_is_held_for_ever() -> None:
     assert order_of(holding, 31.0) == [0, 1]
     assert not holding.has_room_for(bookings[0], 31.0)
     assert holding.has_room_for(bookings[2], 31.0)
+
+
+def test_a_fleet_in_which_some_replica_is_always_about_to_come_free_holds_nobody() -> None:
+    fleet = fleet_of(128)
+    holding = Holding(fleet)
+    held, other = booking(1, 1.0), booking(2, 1.0)
+    holding.add(held, 0)
+    assert holding.has_room_for(held, 0.0)
+    assert holding.has_room_for(other, 0.0)
+    fleet.add("r128", 16, LoadReport(), 0.0)
+    assert not holding.has_room_for(held, 0.0)
+    assert not holding.has_room_for(other, 0.0)
+    fleet.remove("r128")
+    assert holding.has_room_for(other, 0.0)
