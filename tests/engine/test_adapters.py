@@ -15,16 +15,9 @@ from engine import EngineConfig, LLMEngine, SamplingParams
 from engine.adapters import AdapterLoader, LoraAdapter
 from engine.errors import ConfigError, ModelLoadError, ModelNotFoundError
 from engine.request import EngineRequest
-from tests.engine.adapters.peft import ALL, GPT2, merge, write_adapter, write_base
+from tests.engine.adapters.peft import GPT2, merge, write_adapter, write_adapters, write_base
 
 EXACT: dict[str, Any] = {"dtype": "float32", "kv_cache_dtype": "float32", "block_size": 4, "num_blocks": 128}
-# Targets and ranks as they come: all matrices, attention only, one of a fused group, an odd rank.
-SHAPES: tuple[tuple[tuple[str, ...], int, dict[str, Any]], ...] = (
-    (ALL, 4, {}),
-    (("q_proj", "v_proj"), 8, {"lora_alpha": 16}),
-    (("up_proj", "down_proj"), 3, {}),
-    (("k_proj", "o_proj", "gate_proj"), 20, {"use_rslora": True, "lora_alpha": 10}),
-)
 NAMES = ("", "a0", "a1", "a2", "a3")
 
 
@@ -35,11 +28,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def adapters(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {
-        f"a{i}": write_adapter(folder / f"a{i}", base, i, targets, rank, **config)
-        for i, (targets, rank, config) in enumerate(SHAPES)
-    }
+    return write_adapters(tmp_path_factory.mktemp("adapters"), base)
 
 
 def make(base: str, adapters: dict[str, str], **options: Any) -> LLMEngine:

@@ -15,6 +15,13 @@ from engine.loading.decoder_weights import decoder_linears
 from engine.model_config import ModelConfig
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# Targets and ranks as they come: all matrices, attention only, one of a fused group, an odd rank.
+SHAPES: tuple[tuple[tuple[str, ...], int, dict[str, Any]], ...] = (
+    (ALL, 4, {}),
+    (("q_proj", "v_proj"), 8, {"lora_alpha": 16}),
+    (("up_proj", "down_proj"), 3, {}),
+    (("k_proj", "o_proj", "gate_proj"), 20, {"use_rslora": True, "lora_alpha": 10}),
+)
 TINY: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -103,3 +110,11 @@ def merge(folder: Path, base: str, adapter: str) -> str:
 
 def read(folder: str, base: str, name: str = "a", max_rank: int = 64) -> LoraAdapter:
     return read_adapter(name, folder, open_checkpoint(base).model_config(), max_rank)
+
+
+def write_adapters(folder: Path, base: str) -> dict[str, str]:
+    """An adapter of each of SHAPES, as `a0`, `a1` and so on; returns their folders by name."""
+    return {
+        f"a{i}": write_adapter(folder / f"a{i}", base, i, targets, rank, **config)
+        for i, (targets, rank, config) in enumerate(SHAPES)
+    }

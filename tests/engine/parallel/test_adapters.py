@@ -10,9 +10,9 @@ import pytest
 from engine import LLMEngine
 from engine.errors import ConfigError, ModelLoadError
 from engine.request import EngineRequest
-from tests.engine.adapters.peft import GPT2, write_adapter, write_base
+from tests.engine.adapters.peft import GPT2, write_adapter, write_adapters, write_base
 from tests.engine.parallel.test_tokens import engine_of
-from tests.engine.test_adapters import NAMES, SHAPES, request, run
+from tests.engine.test_adapters import NAMES, request, run
 
 KERNELS = ["native", "reference"]
 
@@ -24,11 +24,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def adapters(base: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("adapters")
-    return {
-        f"a{i}": write_adapter(folder / f"a{i}", base, i, targets, rank, **config)
-        for i, (targets, rank, config) in enumerate(SHAPES)
-    }
+    return write_adapters(tmp_path_factory.mktemp("adapters"), base)
 
 
 def mixed() -> list[EngineRequest]:
