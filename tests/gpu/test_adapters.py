@@ -11,8 +11,8 @@ import torch
 from engine import EngineConfig, LLMEngine
 from engine.kernels.adapter_products import AdapterRun, Factors, PlainAdapterProducts, cut_tiles
 from engine.kernels.reference import ReferenceBackend
-from tests.engine.adapters.peft import write_adapter, write_base
-from tests.engine.test_adapters import SHAPES, request, run
+from tests.engine.adapters.peft import SHAPES, write_adapter, write_base
+from tests.engine.test_adapters import request, run
 
 pytestmark = pytest.mark.gpu
 
