@@ -24,10 +24,15 @@ class RateMeter:
     they drew and those found in the prefix cache is prompt. Intervals in which sequences ended, were preempted, or the
     engine idled say nothing and are passed over. What one more sequence adds to a step is the slope of a line through
     steps of different sizes, in moving averages; unknown while all are of one size.
+
+    The prefill rate is for foreseeing when a prompt will be computed, so decodes in the same steps count as time that
+    it takes: where they cost a step nothing but a part of its token budget, nothing else shows what they take.
     """
 
     def __init__(self) -> None:
-        self._prefill = _Moment()
+        # Of steps with prompt: tokens squared, and tokens times seconds.
+        self._squared_tokens = _Moment()
+        self._token_s = _Moment()
         self._batch = _Moment()
         self._step_s = _Moment()
         self._batch_squared = _Moment()
@@ -53,7 +58,8 @@ class RateMeter:
         if prompt >= _MIN_PREFILL_TOKENS:
             decode_s = self._step_s.mean * steps if drawn else 0.0
             prompt_s = max(elapsed_s - decode_s, elapsed_s / 4)
-            self._prefill.add(prompt / prompt_s)
+            self._squared_tokens.add(prompt * prompt / steps)
+            self._token_s.add(prompt * elapsed_s / steps)
             kept = math.exp(-prompt / _CAPACITY_TOKENS)
             self._prompt_tokens = self._prompt_tokens * kept + prompt
             self._prompt_s = self._prompt_s * kept + prompt_s
@@ -62,14 +68,13 @@ class RateMeter:
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens a second; 0 until known."""
-        return self._prefill.mean
+        """Prompt tokens a second in steps that compute prompts, each counted by its prompt tokens; 0 until known."""
+        return self._squared_tokens.mean / self._token_s.mean if self._token_s.mean else 0.0
 
     def prompt_capacity(self, step_tokens: int) -> float:
         """Prompt tokens a second of steps that are full of them, decoding beside them; 0 until known.
 
-        Unlike `prefill_tokens_per_s`, where each step counts the same, tokens do here: a prompt's short last chunk says
-        little of what a replica can bear.
+        Unlike `prefill_tokens_per_s`, which is of steps as they were, however full.
         """
         if not self._prompt_tokens:
             return 0.0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -55,13 +56,25 @@ def test_one_batch_size_tells_no_slope() -> None:
     assert run.meter.decode_step_s == pytest.approx(0.021)
 
 
-def test_the_prefill_rate_leaves_the_decodes_beside_it_out() -> None:
+def test_the_prefill_rate_has_what_a_step_takes_besides_and_counts_tokens_not_steps() -> None:
     run = Run(base_s=0.02, sequence_s=0.001, rate=1000.0)
     for _ in range(5):
         run.step(4)
     for _ in range(20):
         run.step(4, prompt=500)
-    assert run.meter.prefill_tokens_per_s == pytest.approx(1000.0, rel=0.05)
+        # A short last chunk, slow for its tokens.
+        run.step(4, prompt=16)
+    assert run.meter.prefill_tokens_per_s == pytest.approx(500 / 0.524, rel=0.01)
+
+
+def test_decodes_that_cost_a_step_nothing_but_room_do_not_make_prompts_seem_fast() -> None:
+    # Each step lasts 40 ms and has 24 tokens, whatever they are of.
+    run = Run(base_s=0.04, sequence_s=0.0, rate=math.inf)
+    for _ in range(10):
+        run.step(4)
+    for _ in range(30):
+        run.step(4, prompt=20)
+    assert run.meter.prefill_tokens_per_s == pytest.approx(20 / 0.04)
 
 
 def test_capacity_is_that_of_steps_full_of_prompts_and_counts_tokens_not_steps() -> None:
