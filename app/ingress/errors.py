@@ -48,7 +48,8 @@ class ClientDisconnectedError(Exception):
 
 
 def error_body(error: Exception) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`. An unforeseen error tells the client nothing of its inside."""
+    """`{"error": {message, type, param, code}}`, and `retry_after` in seconds if it is to come again: a stream has its
+    status and headers behind it when it learns that. An unforeseen error tells the client nothing of its inside."""
     status = status_of(error)
     message = str(error) if isinstance(error, QuireError | HTTPException) else "internal error; see the server's log"
     if isinstance(error, HTTPException):
@@ -59,6 +60,7 @@ def error_body(error: Exception) -> dict[str, Any]:
             "type": _TYPES.get(status, "server_error"),
             "param": getattr(error, "param", None),
             "code": getattr(error, "code", None),
+            **({"retry_after": _retry_after(error)} if isinstance(error, OverloadedError) else {}),
         }
     }
 
@@ -74,10 +76,14 @@ def error_response(error: Exception) -> JSONResponse:
     """The answer to a request that failed before its response began."""
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(error, OverloadedError):
-        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["retry-after"] = str(_retry_after(error))
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(error_body(error), status_code=status_of(error), headers=headers)
+
+
+def _retry_after(error: OverloadedError) -> int:
+    return max(1, math.ceil(error.retry_after_s))
 
 
 def error_event(error: Exception) -> bytes:

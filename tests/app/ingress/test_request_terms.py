@@ -89,4 +89,5 @@ async def test_a_refusal_is_429_and_tells_when_to_come_again(
         "type": "rate_limit_error",
         "param": None,
         "code": "overloaded",
+        "retry_after": 7,
     }

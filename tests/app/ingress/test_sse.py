@@ -7,6 +7,8 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 from starlette.applications import Starlette
 from starlette.types import Message
@@ -18,11 +20,11 @@ from app.ingress.pacing import Pacer
 from app.ingress.receipt import Receipt
 from app.ingress.request_journal import RequestJournal
 from app.ingress.settings import HttpSettings
-from engine.errors import EngineDeadError
+from engine.errors import EngineDeadError, OverloadedError
 from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 from engine.tokenization import Tokenizer
-from tests.app.ingress.doubles import ScriptedClient, chat
+from tests.app.ingress.doubles import BASE_URL, ScriptedClient, chat
 
 pytestmark = pytest.mark.anyio
 
@@ -189,6 +191,27 @@ async def test_a_failure_after_the_comments_have_begun_is_the_last_event(tokeniz
     bodies = [message["body"] for message in connection.sent if message.get("body")]
     assert bodies[0] == b": keep-alive\n\n"
     assert b"no replica is left" in bodies[-1]
+
+
+async def test_a_refusal_after_the_comments_have_begun_is_an_error_to_openais_client(tokenizer: Tokenizer) -> None:
+    scripted = ScriptedClient(tokenizer, "done", step_s=0.05)
+    scripted.failure = (1, OverloadedError("overloaded: its turn did not come in time; try again in 7 s", 7))
+    app = build_asgi_app(
+        ModelRegistry([ServedModel("tiny", scripted, tokenizer, 512)]), HttpSettings(keep_alive_s=0.01)
+    )
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app))
+    async with openai.AsyncOpenAI(http_client=http, base_url=f"{BASE_URL}/v1", api_key="none", max_retries=0) as client:
+        stream = await client.chat.completions.create(
+            model="tiny", messages=[{"role": "user", "content": "hi"}], stream=True
+        )
+        with pytest.raises(openai.APIError, match="try again in 7 s") as failed:
+            async for _ in stream:
+                pass
+    assert stream.response.status_code == 200
+    assert failed.value.code == "overloaded"
+    assert failed.value.type == "rate_limit_error"
+    assert isinstance(failed.value.body, dict)
+    assert failed.value.body["retry_after"] == 7
 
 
 async def test_a_busy_ingress_sends_fewer_pieces_and_no_token_less(
