@@ -44,20 +44,26 @@ def elastic_config(
         },
         "deployment": {"ray_actor_options": {"num_cpus": 0.1}, **deployment},
     }
-    application: dict[str, Any] = {
-        "name": "elastic",
-        "route_prefix": "/",
-        "import_path": "app.builder:build",
-        "args": {"models": [model]},
-    }
-    if ray_policy is not None:
+    if ray_policy is None:
+        applications = [_application("elastic", "/", "build", {"models": [model]})]
+    else:
+        # The override is Serve's affair alone: an ingress of another application is told that no replica is no failure.
+        entry = {"id": MODEL, "application": "elastic", "source": model["source"], "scales_to_zero": True}
         override = {"name": _DEPLOYMENT, "num_replicas": None, "autoscaling_config": dict(ray_policy)}
-        application["deployments"] = [override]
+        front = {"name": "Ingress", "user_config": {"models": [entry]}}
+        applications = [
+            {**_application("elastic", None, "build_model", {"model": model}), "deployments": [override]},
+            {**_application("ingress", "/", "build_ingress", {}), "deployments": [front]},
+        ]
     return {
         "proxy_location": "HeadOnly",
         "http_options": {"host": "127.0.0.1", "port": free_port()},
-        "applications": [application],
+        "applications": applications,
     }
+
+
+def _application(name: str, route_prefix: str | None, builder: str, args: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "route_prefix": route_prefix, "import_path": f"app.builder:{builder}", "args": args}
 
 
 class Life(NamedTuple):

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 
+from app.config import IngressUserConfig
 from benchmarks.elastic.server import elastic_config, read_log
 from benchmarks.elastic.workload import Prices
+
+with warnings.catch_warnings():
+    # Ray's modules warn of their own use of pydantic when they are imported.
+    warnings.simplefilter("ignore")
+    from ray.serve.schema import ServeDeploySchema
 
 LOG = """\
 INFO 2026-11-23 10:44:18,136 controller 1 -- Adding 2 replicas to Deployment(name='engine-simulated', app='elastic').
@@ -36,7 +43,11 @@ def test_replicas_lives_and_decisions_are_read_off_the_controllers_log() -> None
 def test_rays_own_policy_takes_the_place_of_ours() -> None:
     plain = elastic_config(Prices(), {"autoscaling": {"max_replicas": 4}})["applications"][0]
     assert "deployments" not in plain
-    ray = elastic_config(Prices(), {}, {"max_replicas": 4, "target_ongoing_requests": 3.0})["applications"][0]
+    ray, ingress = elastic_config(Prices(), {}, {"max_replicas": 4, "target_ongoing_requests": 3.0})["applications"]
     (override,) = ray["deployments"]
     assert override["name"] == "engine-simulated"
     assert override["autoscaling_config"]["target_ongoing_requests"] == 3.0
+    # Serve deploys both, and the ingress takes requests with no replica behind it.
+    ServeDeploySchema.model_validate(elastic_config(Prices(), {}, {"max_replicas": 4}))
+    (entry,) = IngressUserConfig.model_validate(ingress["deployments"][0]["user_config"]).models
+    assert (entry.application, entry.scales_to_zero) == (ray["name"], True)
