@@ -9,6 +9,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Left to pip's own configuration; e.g. PIP_ARGS="--index-url ..." for an index that has torch's CPU builds.
 PIP_ARGS ?=
 PYTEST := $(BIN)/python -m pytest
+# Processes that share out the test files (tests/distribution.py); with 0 all run in one.
+WORKERS ?= 2
+SUITE := $(PYTEST) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 CONFIG ?= serve_configs/quickstart.yaml
 
 NATIVE_BUILD := build/native
@@ -33,13 +36,13 @@ serve: setup ## serve CONFIG (serve_configs/quickstart.yaml) on 127.0.0.1:8000
 	$(BIN)/python -m app serve $(CONFIG)
 
 test: lint ## check style and types, run all tests but the slow ones
-	$(PYTEST) -m "not slow" $(ARGS)
+	$(SUITE) -m "not slow" $(ARGS)
 
 test-slow: setup ## run the slow tests only
-	$(PYTEST) -m slow $(ARGS)
+	$(SUITE) -m slow $(ARGS)
 
 test-all: lint ## check style and types, run every test
-	$(PYTEST) $(ARGS)
+	$(SUITE) $(ARGS)
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,8 +25,17 @@ def cache_home() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Several processes (`-n`) share out whole files."""
+    from tests.distribution import FileScheduling  # its base is of pytest-xdist, which runs in one process do without
+
+    return FileScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked `gpu` where torch sees no CUDA device."""
+    """Put what takes longest first, and skip what is marked `gpu` where torch sees no CUDA device."""
+    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, "csrc" not in item.path.parts))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return

