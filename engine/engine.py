@@ -14,17 +14,18 @@ from engine.config import CacheConfig, EngineConfig, check_adapter_name
 from engine.errors import ConfigError, RequestError
 from engine.execution.executor import Executor
 from engine.execution.sample_rows import stays_on_device
+from engine.live_requests import LiveRequests
 from engine.memory import BlockChanges, BlockEvents, MemoryUsage, make_kv_cache, measure_memory, root_hash
 from engine.model_config import ModelConfig
-from engine.outputs import EngineStats, FinishReason, SequenceOutput, TokenLogprobs
+from engine.outputs import EngineStats, FinishReason, SequenceOutput
 from engine.pipeline import CollectedStep, Pipeline, make_pipeline
 from engine.preemption import PreemptionPolicy
 from engine.progress import Progress
-from engine.ranking import StopRules, advance_beams, ranked_outputs
+from engine.ranking import StopRules
 from engine.request import EngineRequest
 from engine.request_group import make_group
-from engine.scheduling import SCHEDULERS, BeamCandidates, SampledToken, SchedulerOutput
-from engine.sequence import Sequence, SequenceGroup
+from engine.scheduling import SCHEDULERS, SchedulerOutput
+from engine.sequence import SequenceGroup
 from engine.shared_prefix import pin_prefix, prefix_tokens
 from engine.timeline import RequestTimeline
 from engine.validation import RequestValidator, resolve_max_model_len
@@ -101,13 +102,11 @@ class LLMEngine:
         self._clock = clock
         self._pipeline = make_pipeline(config.async_scheduling, executor, clock)
         self._block_events: BlockEvents | None = None
-        self._groups: dict[str, SequenceGroup] = {}
-        self._seqs: dict[int, tuple[SequenceGroup, Sequence]] = {}
+        self._live = LiveRequests(self._scheduler, self._kv_cache, self._stop_rules, clock)
         self._timed_chunks: deque[_TimedChunk] = deque()
         self._request_count = itertools.count()
         self._num_steps = 0
         self._num_prompt_tokens = 0
-        self._num_output_tokens = 0
         self._schedule_s = self._execute_s = self._process_s = 0.0
 
     @classmethod
@@ -194,7 +193,7 @@ class LLMEngine:
 
     @property
     def has_unfinished_requests(self) -> bool:
-        return bool(self._groups) or bool(self._pipeline)
+        return bool(self._live) or bool(self._pipeline)
 
     @property
     def schedules_ahead(self) -> bool:
@@ -212,18 +211,16 @@ class LLMEngine:
             RequestError: it could never be served, or its id is in use.
         """
         self.validate(request)
-        if request.request_id in self._groups:
+        if request.request_id in self._live:
             raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
         seed = request.sampling_params.seed
-        group = make_group(
-            request,
-            self._next_seed() if seed is None else seed,
-            root_hash(self.model_config.fingerprint, request.adapter, request.cache_salt),
+        self._live.add(
+            make_group(
+                request,
+                self._next_seed() if seed is None else seed,
+                root_hash(self.model_config.fingerprint, request.adapter, request.cache_salt),
+            )
         )
-        self._groups[request.request_id] = group
-        for seq in group.live_seqs:
-            self._seqs[seq.seq_id] = (group, seq)
-        self._scheduler.add(group)
         self._num_prompt_tokens += len(request.prompt_token_ids)
 
     def abort(self, request_id: str, index: int | None = None, reason: FinishReason = "abort") -> list[SequenceOutput]:
@@ -233,25 +230,11 @@ class LLMEngine:
         Returns:
             The last output of each sequence that this ended.
         """
-        group = self._groups.get(request_id)
-        if group is None:
-            return []
-        params = group.sampling_params
-        # A ranked request's callers know the n that they asked for, not the sequences it would choose them from.
-        ended = [seq for seq in group.live_seqs if index in (None, seq.index) or params.ranks_at_end]
-        for seq in ended:
-            self._finish(group, seq, reason)
-        if group.is_finished:
-            self._remove(group)
-        indices = range(params.n) if params.ranks_at_end else [seq.index for seq in ended]
-        outputs = [SequenceOutput(request_id, index, [], finish_reason=reason) for index in indices]
-        if outputs:
-            outputs[-1].request_finished = group.is_finished
-        return outputs
+        return self._live.abort(request_id, index, reason)
 
     def abort_all(self, reason: FinishReason) -> list[SequenceOutput]:
         """End every request."""
-        return [output for request_id in list(self._groups) for output in self.abort(request_id, reason=reason)]
+        return [output for request_id in self._live.request_ids for output in self.abort(request_id, reason=reason)]
 
     def step(self) -> list[SequenceOutput]:
         """Compute one batch and return the tokens it gave. Empty when there is nothing to do, or all that is to be done
@@ -292,8 +275,9 @@ class LLMEngine:
         self._execute_s += ended - prepared
         self._scheduler.free_leaving()
         for item in step.output.scheduled:
-            if item.seq_id in self._seqs:
-                self._scheduler.cache_blocks(*self._seqs[item.seq_id])
+            found = self._live.find(item.seq_id)
+            if found is not None:
+                self._scheduler.cache_blocks(*found)
         return self._process_timed(step, ended)
 
     def _schedule(self) -> SchedulerOutput:
@@ -304,12 +288,12 @@ class LLMEngine:
         return output
 
     def _groups_of(self, output: SchedulerOutput) -> tuple[SequenceGroup, ...]:
-        groups = {id(group): group for group, _ in (self._seqs[item.seq_id] for item in output.scheduled)}
+        groups = {id(group): group for group, _ in (self._live.sequence(item.seq_id) for item in output.scheduled)}
         return tuple(groups.values())
 
     def _advance(self, output: SchedulerOutput, began: float) -> None:
         for item in output.scheduled:
-            group, seq = self._seqs[item.seq_id]
+            group, seq = self._live.sequence(item.seq_id)
             if group.started_at is None:
                 group.started_at = began
             timeline = group.timeline
@@ -322,7 +306,7 @@ class LLMEngine:
         """Let the sequences go on whose next token the device draws and keeps, but for those that end with it."""
         for item in output.scheduled:
             for request in item.samples:
-                group, seq = self._seqs[request.seq_id]
+                group, seq = self._live.sequence(request.seq_id)
                 num_output = request.position + 1 - seq.num_prompt_tokens
                 if stays_on_device(request) and num_output < self._stop_rules.max_output_tokens(group):
                     seq.expect_token()
@@ -345,7 +329,7 @@ class LLMEngine:
             num_steps=self._num_steps,
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._scheduler.num_cached_tokens,
-            num_output_tokens=self._num_output_tokens,
+            num_output_tokens=self._live.num_output_tokens,
             num_empty_blocks=self._kv_cache.num_empty_blocks,
             num_swap_blocks=self.cache_config.num_swap_blocks,
             schedule_s=self._schedule_s,
@@ -406,82 +390,10 @@ class LLMEngine:
             self._policy.compute_cost.observe(output.num_tokens, output.num_context_tokens, step.seconds)
         outputs = []
         for token in step.drawn.tokens:
-            if token.seq_id in self._seqs:
-                outputs += self._append(*self._seqs[token.seq_id], token)
+            outputs += self._live.append(token)
         for candidates in step.drawn.beams:
-            # By its sequences, whose ids are never used again, as a request's may be.
-            if candidates.candidates[0].seq_id in self._seqs:
-                outputs += self._search(self._groups[candidates.request_id], candidates)
+            outputs += self._live.search(candidates)
         return outputs
-
-    def _append(self, group: SequenceGroup, seq: Sequence, token: SampledToken) -> list[SequenceOutput]:
-        """Add a drawn token to its sequence. Ranked requests put out all at once, when their last sequence ends."""
-        self._num_output_tokens += 1
-        params = group.sampling_params
-        has_logprob = params.logprobs is not None or params.ranks_at_end
-        end = self._stop_rules.end_of(group, seq, token.token_id)
-        seq.append_token(token.token_id, token.logprob if has_logprob else 0.0)
-        if end is not None:
-            self._finish(group, seq, *end)
-            if group.is_finished:
-                self._remove(group)
-        if params.ranks_at_end:
-            seq.logprobs.append(TokenLogprobs(token.logprob, token.top))
-            return ranked_outputs(group) if group.is_finished else []
-        logprobs = [TokenLogprobs(token.logprob, token.top)] if params.logprobs is not None else None
-        return [
-            SequenceOutput(
-                request_id=group.request_id,
-                index=seq.index,
-                token_ids=[token.token_id],
-                logprobs=logprobs,
-                finish_reason=seq.finish_reason,
-                stop_token_id=seq.stop_token_id,
-                num_cached_tokens=max(0, group.num_cached_tokens),
-                request_finished=group.is_finished,
-                waited_s=group.waited_s,
-            )
-        ]
-
-    def _search(self, group: SequenceGroup, candidates: BeamCandidates) -> list[SequenceOutput]:
-        """Advance a beam search: fork beams that go on in several ways, drop those that do not (§4.4)."""
-        step = advance_beams(group, candidates, self._stop_rules)
-        if step.is_over:
-            for seq in group.live_seqs:
-                self._finish(group, seq, "stop")
-            self._remove(group)
-            return ranked_outputs(group)
-        for seq, continuations in step.continuations:
-            if not continuations:
-                self._finish(group, seq, "abort")
-                continue
-            beams = [seq, *(self._fork(group, seq) for _ in continuations[1:])]
-            for beam, candidate in zip(beams, continuations, strict=True):
-                self._num_output_tokens += 1
-                beam.append_token(candidate.token_id, 0.0)
-                beam.cumulative_logprob = candidate.cumulative_logprob
-                beam.logprobs.append(TokenLogprobs(candidate.logprob, candidate.top))
-        group.forget_dropped_beams()
-        return []
-
-    def _fork(self, group: SequenceGroup, parent: Sequence) -> Sequence:
-        child = group.fork(parent)
-        self._kv_cache.fork(parent, child)
-        self._seqs[child.seq_id] = (group, child)
-        return child
-
-    def _finish(
-        self, group: SequenceGroup, seq: Sequence, reason: FinishReason, stop_token_id: int | None = None
-    ) -> None:
-        self._scheduler.release(group, seq)
-        group.finish(seq, reason, stop_token_id)
-        del self._seqs[seq.seq_id]
-
-    def _remove(self, group: SequenceGroup) -> None:
-        self._scheduler.remove(group)
-        if group.timeline is not None:
-            group.timeline.end(self._clock())
-        del self._groups[group.request_id]
 
     def _next_seed(self) -> int:
         """A seed for a request that brings none: a function of the engine's seed and the request's number."""

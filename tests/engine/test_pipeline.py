@@ -131,9 +131,9 @@ def test_a_request_id_can_be_used_again_while_its_old_step_runs() -> None:
     engine.add_request(make_request("other", [9], max_tokens=30))  # so that something is always in flight
     engine.add_request(make_request("a", [1, 2, 3], max_tokens=6, **METHODS["beams"]))
     engine.step()
-    assert engine._groups["a"].num_steps_in_flight == 0
+    assert engine._live["a"].num_steps_in_flight == 0
     engine.step()
-    assert engine._groups["a"].num_steps_in_flight == 1
+    assert engine._live["a"].num_steps_in_flight == 1
     engine.abort("a")
     request = make_request("a", [4, 5, 6], max_tokens=6, **METHODS["beams"])
     engine.add_request(request)
@@ -146,7 +146,7 @@ def test_no_block_is_cached_for_a_token_in_flight() -> None:
     engine.add_request(make_request("a", list(range(15)), max_tokens=30))
     for _ in range(20):
         engine.step()
-        (seq,) = next(iter(engine._groups.values())).live_seqs
+        (seq,) = engine._live[engine._live.request_ids[0]].live_seqs
         assert seq.num_placeholders == 1
         known = seq.num_known_tokens // 4
         assert len(seq.block_hashes) <= known

@@ -58,7 +58,7 @@ def run(engine: LLMEngine, requests: list[EngineRequest]) -> tuple[dict[tuple[st
     """Each sequence's output, and how often each request was preempted."""
     for request in requests:
         engine.add_request(request)
-    groups = dict(engine._groups)
+    groups = {request_id: engine._live[request_id] for request_id in engine._live.request_ids}
     tokens: dict[tuple[str, int], list[int]] = {}
     logprobs: dict[tuple[str, int], list[float]] = {}
     while engine.has_unfinished_requests:
