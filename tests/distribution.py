@@ -9,7 +9,7 @@ from __future__ import annotations
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 
-class FileScheduling(LoadScopeScheduling):
+class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
     """A file's tests are one unit of work, and so are those of all files of a group."""
 
     def _split_scope(self, nodeid: str) -> str:

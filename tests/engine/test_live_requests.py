@@ -41,7 +41,7 @@ def test_what_is_drawn_for_a_sequence_that_has_ended_is_dropped() -> None:
     counted = live.num_output_tokens
     live.abort("a", None, "abort")
     candidate = BeamCandidate(second.seq_id, 7, -0.5, -0.5, ())
-    assert live.search(BeamCandidates("a", [candidate])) == []
+    assert live.search(BeamCandidates("a", (candidate,))) == []
     assert live.num_output_tokens == counted
 
 
@@ -54,7 +54,7 @@ def test_an_id_taken_again_is_another_request() -> None:
     engine.add_request(make_request("a", [1, 2, 3], max_tokens=8))
     assert engine._live.append(token(old.seq_id)) == []
     candidate = BeamCandidate(old.seq_id, 7, -0.5, -0.5, ())
-    assert engine._live.search(BeamCandidates("a", [candidate])) == []
+    assert engine._live.search(BeamCandidates("a", (candidate,))) == []
     assert engine._live["a"].live_seqs[0].num_output_tokens == 0
 
 
