@@ -12,6 +12,7 @@ from typing import Any
 from ray.serve.config import AutoscalingContext
 from ray.util.metrics import Counter
 
+from app.autoscaling.decision_counts import DecisionCounter
 from app.autoscaling.report import Observation, ReplicaReport
 from app.autoscaling.sizing import Sizer, SizingRules
 
@@ -29,6 +30,7 @@ class ReplicaSizingPolicy:
     def __init__(self, **rules: Any) -> None:
         self._sizer = Sizer(SizingRules(**rules))
         self._logged: int | None = None
+        self._counter = DecisionCounter()
         self._decisions = Counter(
             "quire_scaling_decisions",
             description="Decisions to have more or fewer replicas of a model, by direction and cause",
@@ -38,6 +40,8 @@ class ReplicaSizingPolicy:
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         """Serve's hook: the number of replicas, and state that Serve keeps for policies that are functions."""
         target = context.target_num_replicas
+        name = (context.app_name or "", context.deployment_name)
+        self._counter.begin(*name)
         decision = self._sizer.decide(observation(context))
         if decision.num_replicas != target and decision.num_replicas != self._logged:
             direction = "up" if decision.num_replicas > target else "down"
@@ -51,6 +55,7 @@ class ReplicaSizingPolicy:
                 decision.cause,
                 decision.reason,
             )
+            self._counter.count(*name, direction, decision.cause)
             self._decisions.inc(
                 tags={
                     "application": context.app_name or "",

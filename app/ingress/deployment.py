@@ -34,6 +34,7 @@ from app.ingress.models import ModelRegistry, ServedModel
 from app.ingress.promise_exchange import NewsByModel, PromiseExchange
 from app.ingress.proxy_check import check_proxy, controller_has_haproxy, replica_has_haproxy
 from app.ingress.replica_client import ReplicaSetClient
+from app.ingress.scaling_state import DeploymentName, ScalingState
 from app.ingress.settings import HttpSettings
 from app.telemetry.application import ApplicationMetrics, IngressSamples
 from app.telemetry.logs import join_logs, origin_of_replica
@@ -71,7 +72,10 @@ class Ingress:
         self._peers = serve.get_deployment_handle(
             context.deployment, context.app_name, _check_exists=False, _record_telemetry=False
         )
-        self._metrics = ApplicationMetrics(context.replica_id.unique_id, lambda: self._registry, self._gather)
+        scaling = ScalingState(self._engine_deployments)
+        self._metrics = ApplicationMetrics(
+            context.replica_id.unique_id, lambda: self._registry, self._gather, scaling.read
+        )
         self._tracing = tracing_from_environment("ingress", context.replica_id.unique_id)
         self._promises = PromiseExchange(context.replica_id.unique_id, self._clients, self._tell_promises)
         self._connecting: asyncio.Task[None] | None = None
@@ -103,6 +107,9 @@ class Ingress:
 
     def _clients(self) -> dict[str, ReplicaSetClient]:
         return {model.id: model.client for model in self._registry if isinstance(model.client, ReplicaSetClient)}
+
+    def _engine_deployments(self) -> dict[str, DeploymentName]:
+        return {model_id: client.deployment for model_id, client in self._clients().items()}
 
     async def _gather(self) -> list[IngressSamples]:
         answers = await self._peers.broadcast("own_samples").results_async(

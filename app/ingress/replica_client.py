@@ -27,6 +27,7 @@ from app.ingress.placement_state import PlacementWatch
 from app.ingress.receipt import Receipt
 from app.ingress.replica_links import Connector, ReplicaLinks, default_connector
 from app.ingress.request_journal import RequestJournal
+from app.ingress.scaling_state import DeploymentName
 from app.telemetry.model_samples import ModelTelemetry
 from app.telemetry.request_trace import current_trace
 from app.transport.messages import StepRow
@@ -149,6 +150,11 @@ class ReplicaSetClient:
             detail = awaited or "starting: no replica is ready yet"
         ready = not self._closed and (bool(live) or self._options.scales_to_zero)
         return ModelState(self.model_id, ready, len(live), detail, min(lengths, default=None), simulated)
+
+    @property
+    def deployment(self) -> DeploymentName:
+        """The engine deployment that it is a client of."""
+        return DeploymentName(self._handle.app_name, self._handle.deployment_name)
 
     def telemetry(self) -> ModelTelemetry:
         """As ModelClient.telemetry."""

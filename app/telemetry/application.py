@@ -9,13 +9,20 @@ for a restart of all; `sum by (...) (rate(...))` over named series is right.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 from app.telemetry import metrics
 from app.telemetry.ingress_metrics import IngressMetrics
-from app.telemetry.model_samples import ModelTelemetry, replica_samples, routing_samples
+from app.telemetry.model_samples import (
+    ModelTelemetry,
+    ScalingTelemetry,
+    replica_samples,
+    routing_samples,
+    scaling_samples,
+)
 from app.telemetry.samples import Exposition, MetricSample, expose, sample, with_label
 
 logger = logging.getLogger("ray.serve")
@@ -44,6 +51,7 @@ class ApplicationMetrics:
         ingress_id: names this ingress among the application's.
         models: those that are served now.
         gather: asks all ingresses, this one included or not, for their `own_samples`; an application of one has none.
+        scaling: asks the cluster how many replicas each model is to have and has; none without a cluster.
     """
 
     def __init__(
@@ -51,11 +59,13 @@ class ApplicationMetrics:
         ingress_id: str,
         models: Callable[[], Iterable[TelemetryModel]],
         gather: Callable[[], Awaitable[Iterable[IngressSamples]]] | None = None,
+        scaling: Callable[[], Awaitable[Mapping[str, ScalingTelemetry]]] | None = None,
     ) -> None:
         self.ingress_id = ingress_id
         self.own = IngressMetrics()
         self._models = models
         self._gather = gather
+        self._scaling = scaling
 
     def own_samples(self) -> IngressSamples:
         """What this ingress has counted, under its name."""
@@ -73,6 +83,13 @@ class ApplicationMetrics:
 
         An ingress that does not answer is left out, which `quire_ingresses` shows.
         """
+        by_ingress, scaling = await asyncio.gather(self._by_ingress(), self._scaling_samples())
+        samples = [sample(metrics.INGRESSES, len(by_ingress)), *self.replica_samples(), *scaling]
+        for ingress_id in sorted(by_ingress):
+            samples += with_label(by_ingress[ingress_id], "ingress", ingress_id)
+        return expose(samples, accept)
+
+    async def _by_ingress(self) -> dict[str, list[MetricSample]]:
         by_ingress = dict(self.own_samples())
         if self._gather is not None:
             try:
@@ -81,7 +98,10 @@ class ApplicationMetrics:
                         by_ingress.setdefault(ingress_id, samples)
             except Exception as error:
                 logger.warning("the metrics of the other ingresses are missing: %s", error)
-        samples = [sample(metrics.INGRESSES, len(by_ingress)), *self.replica_samples()]
-        for ingress_id in sorted(by_ingress):
-            samples += with_label(by_ingress[ingress_id], "ingress", ingress_id)
-        return expose(samples, accept)
+        return by_ingress
+
+    async def _scaling_samples(self) -> list[MetricSample]:
+        if self._scaling is None:
+            return []
+        told = await self._scaling()
+        return [item for model_id in sorted(told) for item in scaling_samples(model_id, told[model_id])]

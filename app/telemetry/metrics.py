@@ -180,6 +180,21 @@ ADAPTER_LOAD_TIME = MetricDefinition(
 
 # Of the answer itself.
 REPLICAS = MetricDefinition("quire_replicas", "gauge", "Replicas that can take a request.", _MODEL)
+TARGET_REPLICAS = MetricDefinition(
+    "quire_target_replicas", "gauge", "Replicas that there are to be: as configured, or as autoscaling decides.", _MODEL
+)
+DEPLOYMENT_REPLICAS = MetricDefinition(
+    "quire_deployment_replicas",
+    "gauge",
+    "Replicas by state, as Serve has it: starting, running, stopping; updating, recovering, pending_migration.",
+    ("model", "state"),
+)
+SCALING_DECISIONS = MetricDefinition(
+    "quire_scaling_decisions_total",
+    "counter",
+    "Decisions of autoscaling for more or fewer replicas, by what more were needed for, or why fewer are enough.",
+    ("model", "direction", "cause"),
+)
 INGRESSES = MetricDefinition("quire_ingresses", "gauge", "Ingress replicas whose numbers this answer includes.", ())
 
 INGRESS_METRICS = (
@@ -221,4 +236,5 @@ REPLICA_METRICS = (
     ADAPTER_EVICTIONS,
     ADAPTER_LOAD_TIME,
 )
-ALL_METRICS = (*INGRESS_METRICS, *REPLICA_METRICS, REPLICAS, INGRESSES)
+SCALING_METRICS = (REPLICAS, TARGET_REPLICAS, DEPLOYMENT_REPLICAS, SCALING_DECISIONS)
+ALL_METRICS = (*INGRESS_METRICS, *REPLICA_METRICS, *SCALING_METRICS, INGRESSES)

@@ -38,6 +38,20 @@ class ModelTelemetry(NamedTuple):
     admission: AdmissionState = AdmissionState()
 
 
+class ScalingTelemetry(NamedTuple):
+    """What Serve's controller and autoscaling's policy say of a model: of the cluster, whoever is asked.
+
+    Attributes:
+        target: replicas that there are to be.
+        states: state → replicas in it.
+        decisions: direction and cause → how often; empty if the model does not autoscale.
+    """
+
+    target: int
+    states: Mapping[str, int]
+    decisions: Mapping[tuple[str, str], int]
+
+
 def routing_samples(model_id: str, told: ModelTelemetry) -> list[MetricSample]:
     """This ingress's own part: its routing."""
     routes = told.routes
@@ -74,6 +88,15 @@ def replica_samples(model_id: str, told: ModelTelemetry) -> list[MetricSample]:
     for replica_id, counters in told.replicas.items():
         samples += counter_samples(model_id, replica_id, counters)
     return samples
+
+
+def scaling_samples(model_id: str, told: ScalingTelemetry) -> list[MetricSample]:
+    """How many replicas there are to be and are, and what was decided."""
+    return [
+        sample(metrics.TARGET_REPLICAS, told.target, model_id),
+        *(sample(metrics.DEPLOYMENT_REPLICAS, value, model_id, state) for state, value in told.states.items()),
+        *(sample(metrics.SCALING_DECISIONS, value, model_id, *key) for key, value in told.decisions.items()),
+    ]
 
 
 def counter_samples(model_id: str, replica_id: str, counters: ReplicaCounters) -> list[MetricSample]:

@@ -6,6 +6,7 @@ import json
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from app.ingress.scaling_state import INTERVAL_S
 from benchmarks.elastic.server import ElasticServer, elastic_config, elastic_serving
 from benchmarks.elastic.workload import Prices
 from benchmarks.fleet.server import MODEL
@@ -57,6 +60,17 @@ def state(url: str) -> dict[str, Any]:
     return dict(entry)
 
 
+def scraped(url: str) -> Counter[tuple[str, str]]:
+    """Sums of `/metrics` by name, and by state or direction where there is one."""
+    sums: Counter[tuple[str, str]] = Counter()
+    with urlopen(f"{url}/metrics", timeout=30) as response:
+        for family in text_string_to_metric_families(response.read().decode()):
+            for item in family.samples:
+                told_by = item.labels.get("direction") or item.labels.get("state") or ""
+                sums[item.name, told_by] += item.value  # type: ignore[assignment]
+    return sums
+
+
 def test_from_none_to_several_and_back_and_woken_again(server: ElasticServer) -> None:
     url = server.url
     before = state(url)
@@ -75,9 +89,15 @@ def test_from_none_to_several_and_back_and_woken_again(server: ElasticServer) ->
     history = server.log()
     assert len(history.lives) >= 2, "one replica was not enough"
     assert any(" up, " in text for _, text in history.decisions)
+    assert scraped(url)["quire_scaling_decisions_total", "up"] >= 1
     assert server.wait_for_zero(60.0), "nobody asks any more"
     assert any("for idle" in text for _, text in server.log().decisions)
     assert (state(url)["ready"], state(url)["num_replicas"]) == (True, 0)
+    # The scrape before may have been of this moment.
+    time.sleep(INTERVAL_S)
+    numbers = scraped(url)
+    assert numbers["quire_target_replicas", ""] == numbers["quire_deployment_replicas", "running"] == 0
+    assert numbers["quire_scaling_decisions_total", "down"] >= 1
     num_lives = len(server.log().lives)
     assert complete(url, 99)["usage"]["completion_tokens"] == 4
     lives = server.log().lives

@@ -196,6 +196,16 @@ async def test_routing_and_replicas_come_from_what_the_client_knows(tokenizer: T
     assert hits / total(families, "quire_prefix_cache_queried_tokens_total") == 0.25
 
 
+async def test_what_the_cluster_is_to_have_and_has_is_told_once_by_whoever_is_asked(tokenizer: Tokenizer) -> None:
+    world = World(tokenizer, "left", "right")
+    families = await world.scrape("left")
+    assert total(families, "quire_target_replicas", model="tiny") == 3
+    assert [total(families, "quire_deployment_replicas", state=state) for state in ("running", "starting")] == [1, 2]
+    name = "quire_scaling_decisions_total"
+    assert total(families, name, model="tiny", direction="up", cause="prompts") == 4
+    assert total(families, name) == 5
+
+
 async def test_metrics_need_a_key_where_models_do(tokenizer: Tokenizer) -> None:
     registry = ModelRegistry([ServedModel("tiny", ScriptedClient(tokenizer, TEXT), tokenizer, 2048)])
     async with http_client(build_asgi_app(registry, api_keys=ApiKeys(["secret"]))) as client:

@@ -22,7 +22,20 @@ UNITLESS_COUNTS = (
     "open",
     "admitted",
 )
-LABELS = {"model", "replica", "endpoint", "code", "outcome", "kind", "state", "phase", "class", "reason"}
+LABELS = {
+    "model",
+    "replica",
+    "endpoint",
+    "code",
+    "outcome",
+    "kind",
+    "state",
+    "phase",
+    "class",
+    "reason",
+    "direction",
+    "cause",
+}
 
 
 def faults(metric: MetricDefinition) -> list[str]:

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.ingress.app import build_asgi_app
 from app.ingress.models import ModelRegistry, ServedModel
 from app.telemetry.application import ApplicationMetrics, IngressSamples
-from app.telemetry.model_samples import ModelTelemetry, RouteCounts
+from app.telemetry.model_samples import ModelTelemetry, RouteCounts, ScalingTelemetry
 from app.transport.counter_messages import ReplicaCounters
 from engine.tokenization import Tokenizer
 from tests.app.ingress.doubles import ScriptedClient, chat
@@ -44,6 +44,10 @@ COUNTERS = ReplicaCounters(
     adapter_load_s=1.5,
 )
 
+SCALING = ScalingTelemetry(
+    target=3, states={"running": 1, "starting": 2, "stopping": 0}, decisions={("up", "prompts"): 4, ("down", "idle"): 1}
+)
+
 
 class World:
     """Ingresses of one application in one process, with one scripted model that they all know."""
@@ -58,7 +62,7 @@ class World:
             client = self.clients[name] = ScriptedClient(tokenizer, TEXT, num_cached_tokens=3)
             client.told = ModelTelemetry(RouteCounts(), 0, 0, 1, {"replica-1": COUNTERS})
             registry = ModelRegistry([ServedModel("tiny", client, tokenizer, 2048)], {"small": "tiny"})
-            metrics = self.metrics[name] = ApplicationMetrics(name, registry.__iter__, self.gather)
+            metrics = self.metrics[name] = ApplicationMetrics(name, registry.__iter__, self.gather, self.scaling)
             transport = httpx2.ASGITransport(app=build_asgi_app(registry, metrics=metrics))
             self.http[name] = httpx2.AsyncClient(transport=transport, base_url="http://quire.test")
 
@@ -66,6 +70,9 @@ class World:
         if self.gone:
             raise TimeoutError("an ingress does not answer")
         return [metrics.own_samples() for metrics in self.metrics.values()]
+
+    async def scaling(self) -> dict[str, ScalingTelemetry]:
+        return {"tiny": SCALING}
 
     async def scrape(self, name: str) -> dict[str, Metric]:
         response = await self.http[name].get("/metrics")
