@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from app.autoscaling.report import ReplicaReport
 from app.replica.block_log import BlockLog
 from app.replica.counters import CounterReporter
 from app.replica.demand import Demand
+from app.replica.engine import Engine
 from app.replica.load_reporter import LoadReporter
+from app.replica.stream import Stream
 from app.replica.stream_server import StreamServer
 from app.telemetry.engine_trace import EngineTrace
 from app.telemetry.tracing import Tracing
@@ -25,7 +24,7 @@ from app.transport.messages import Draining, StepMessage, encode_draining
 from app.transport.submit_messages import Submission
 from engine.errors import EngineDeadError
 from engine.memory import BlockChanges
-from engine.outputs import EngineAccounts, EngineStats, SequenceOutput
+from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 
 logger = logging.getLogger("ray.serve")
@@ -36,98 +35,6 @@ _WATCH_INTERVAL_S = 0.25
 _REMEMBERED = 4096
 # What SUBMIT has brought is given up when no call has come for it after this: Serve would not count it.
 _CALL_WITHIN_S = 30.0
-
-
-class Engine(Protocol):
-    """The part of AsyncLLMEngine that a replica uses."""
-
-    def start(
-        self,
-        on_step: Callable[[list[SequenceOutput]], None] | None = None,
-        on_blocks: Callable[[BlockChanges], None] | None = None,
-    ) -> None:
-        """Start the engine thread, which calls `on_step` once a step, outputs or none, and `on_blocks` before it if
-        there are any."""
-        ...
-
-    def add_request(self, request: EngineRequest) -> None:
-        """Check and queue a request."""
-        ...
-
-    def abort(self, request_id: str, index: int | None = None) -> None:
-        """End a request, or one of its sequences; unknown ids are no error."""
-        ...
-
-    def stats(self) -> EngineStats:
-        """Load as of the last step."""
-        ...
-
-    def accounts(self) -> EngineAccounts:
-        """Load and memory of about a second ago; another object once there are new ones."""
-        ...
-
-    def check_health(self) -> None:
-        """Raise EngineDeadError if the engine has failed, or has work and completes no step."""
-        ...
-
-    def shutdown(self) -> None:
-        """End the engine."""
-        ...
-
-
-@dataclass(slots=True)
-class _Stream:
-    """One attempt at a request: who reads it, and what it has sent. Changed on the server's thread once admitted.
-
-    `done` is its Serve call's, once that has come. `refusal`: why it was not admitted, if SUBMIT brought it.
-    """
-
-    key: str
-    request_id: str
-    ingress_id: str
-    attempt: int
-    submitted_s: float
-    loop: asyncio.AbstractEventLoop | None = None
-    done: asyncio.Future[None] | None = None
-    refusal: Exception | None = None
-    aborted: bool = False
-    ended: bool = False
-    num_output_tokens: int = 0
-    num_cached_tokens: int = 0
-    waited_s: float = 0.0
-    finish_reasons: dict[int, str] = field(default_factory=dict)
-    trace: EngineTrace | None = None
-
-    def claim(self) -> asyncio.Future[None]:
-        """Its Serve call is here, and waits for this. On the call's loop."""
-        self.loop = asyncio.get_running_loop()
-        self.done = self.loop.create_future()
-        # `end` sets the one and then looks for the other: whichever of both comes second wakes the call.
-        if self.ended:
-            self._wake()
-        return self.done
-
-    def end(self) -> None:
-        """Let the Serve call return."""
-        self.ended = True
-        if self.done is not None and self.loop is not None:
-            # A closed loop raises: the caller has gone with the replica.
-            with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(self._wake)
-
-    def _wake(self) -> None:
-        if self.done is not None and not self.done.done():
-            self.done.set_result(None)
-
-    def record(self) -> dict[str, Any]:
-        """The call's reply: what the socket's final record said, for whoever has only the call."""
-        return {
-            "request_id": self.request_id,
-            "attempt": self.attempt,
-            "num_output_tokens": self.num_output_tokens,
-            "num_cached_tokens": self.num_cached_tokens,
-            "finish_reasons": [self.finish_reasons[index] for index in sorted(self.finish_reasons)],
-        }
 
 
 class ReplicaService:
@@ -152,12 +59,12 @@ class ReplicaService:
         self._load = LoadReporter(engine.stats, server, self._blocks)
         self._counters = CounterReporter(engine.accounts, server)
         self._demand = Demand()
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
         # By ingress: what it has aborted, and what its calls have brought, which SUBMIT must not begin again.
         self._aborts: dict[str, dict[int, None]] = {}
         self._called: dict[str, dict[int, None]] = {}
         # What SUBMIT has brought and no call has come for yet, ended or not.
-        self._unclaimed: dict[str, _Stream] = {}
+        self._unclaimed: dict[str, Stream] = {}
         self._claiming = threading.Lock()
         self._dead: EngineDeadError | None = None
         self._closed = False
@@ -226,7 +133,7 @@ class ReplicaService:
             RequestError, PromptTooLongError: the engine refused the request.
             EngineDeadError: the engine fails, or the ingress is not connected here.
         """
-        ours = _Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, time.monotonic())
+        ours = Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, time.monotonic())
         with self._claiming:
             stream = self._unclaimed.pop(ours.key, ours)
             if stream is ours:
@@ -250,7 +157,7 @@ class ReplicaService:
             raise EngineDeadError(f"the engine failed while request {request.request_id} ran")
         return stream.record()
 
-    def _admit(self, stream: _Stream, request: EngineRequest, waited_s: float, trace: Mapping[str, str] | None) -> None:
+    def _admit(self, stream: Stream, request: EngineRequest, waited_s: float, trace: Mapping[str, str] | None) -> None:
         if trace is not None and self._tracing is not None:
             span = self._tracing.continue_from(trace)
             if span is not None:
@@ -328,7 +235,7 @@ class ReplicaService:
 
     def submitted(self, ingress_id: str, submission: Submission) -> None:
         attempt, request = submission.attempt, submission.request
-        stream = _Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, time.monotonic())
+        stream = Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, time.monotonic())
         with self._claiming:
             if attempt in self._aborts[ingress_id] or attempt in self._called[ingress_id]:
                 return
