@@ -12,7 +12,8 @@ machine, the same requests then run through the engine alone (`--model`, `--engi
     offline_ratio       output tokens a second over HTTP / of the engine alone
     idle_cores          with --idle-seconds: CPU time a second of the same processes while nothing is asked of them
     busy_core_ms_per_token   core_ms_per_token less what they would have used idle in the same time
-    added_ttft_p50_s    with --concurrency 1: median first token over HTTP - of AsyncLLMEngine in a process
+    added_ttft_p50_s    with --concurrency 1: median over prompts of the first token over HTTP - that of AsyncLLMEngine
+                        in a process, each prompt by both in turn
 
 `--no-offline` leaves that out. The last line is one JSON object.
 """
@@ -38,12 +39,12 @@ from benchmarks.cpu.requests import Request, read_requests
 from benchmarks.serving import report
 from benchmarks.serving.client import completion_request
 from benchmarks.serving.cpu_time import ServerProcesses, own_seconds
+from benchmarks.serving.first_token import NUM_WARM_UP, EngineProcess, measure_pairs
 from benchmarks.serving.load import Load, run_load
 from benchmarks.serving.offline import run_offline
 from benchmarks.serving.report import HttpRun, Objectives, OfflineRun
 from benchmarks.serving.workload import TraceOptions, poisson_due, read_trace
 
-NUM_WARM_UP = 4
 # From the last request until a server counts as idle.
 _SETTLE_S = 1.0
 
@@ -73,6 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             taxed = "" if tax is None else f"; serving adds {tax:.3f} core-ms a token"
             print(f"       {offline[-1].out_tok_s:.1f} output tok/s by the engine alone{taxed}", flush=True)
     result: dict[str, Any] = report.summary(http, offline, Objectives(options.ttft_slo, options.tpot_slo), idle_cores)
+    if with_offline and concurrency == 1:
+        with EngineProcess(options.requests, options.model, options.engine_option) as engine:
+            pairs = uvloop.run(measure_pairs(url, _payloads(options, url, model, requests), engine))
+        result |= report.first_token_summary(pairs)
     result |= {
         "benchmark": "serving",
         "served_model": model,

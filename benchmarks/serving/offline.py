@@ -6,9 +6,7 @@ python -m benchmarks.serving.offline --requests FILE --concurrency N [--model SO
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +17,6 @@ from benchmarks.cpu.options import engine_option, positive
 from benchmarks.cpu.requests import Request, read_requests
 from benchmarks.serving.report import OfflineRun
 from engine import LLM, SamplingParams
-from engine.async_engine import AsyncLLMEngine
 
 
 def run_offline(path: Path, concurrency: int, model: str, engine_options: Sequence[str]) -> OfflineRun:
@@ -43,20 +40,6 @@ def measure(llm: LLM, requests: Sequence[Request]) -> OfflineRun:
     return OfflineRun(sum(len(output.outputs[0].token_ids) for output in outputs), seconds, cpu_s)
 
 
-async def first_token_s(engine: AsyncLLMEngine, requests: Sequence[Request]) -> float:
-    """Median time to the first token of AsyncLLMEngine in this process, one request after the other."""
-    seconds = []
-    for request in requests:
-        params = SamplingParams(max_tokens=request.num_output_tokens, ignore_eos=True, temperature=0.0)
-        began_s = time.perf_counter()
-        stream = engine.generate(request.prompt, params)
-        await anext(stream)
-        seconds.append(time.perf_counter() - began_s)
-        async for _ in stream:
-            pass
-    return statistics.median(seconds)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.offline")
     parser.add_argument("--requests", type=Path, required=True)
@@ -68,14 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     requests = read_requests(options.requests)
     measure(llm, requests[:4])
     llm.engine.reset_prefix_cache()
-    run = measure(llm, requests)
-    if options.concurrency == 1:
-        llm.engine.reset_prefix_cache()
-        engine = AsyncLLMEngine(llm.engine)
-        engine.start()
-        run = run._replace(ttft_s=asyncio.run(first_token_s(engine, requests)))
-        engine.shutdown()
-    print(json.dumps(run._asdict()))
+    print(json.dumps(measure(llm, requests)._asdict()))
 
 
 if __name__ == "__main__":

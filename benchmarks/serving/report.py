@@ -36,16 +36,22 @@ class HttpRun(NamedTuple):
 
 
 class OfflineRun(NamedTuple):
-    """The same requests through the engine alone. `ttft_s` is the median first token of AsyncLLMEngine, one by one."""
+    """The same requests through the engine alone."""
 
     num_output_tokens: int
     seconds: float
     cpu_s: float
-    ttft_s: float | None = None
 
     @property
     def out_tok_s(self) -> float:
         return self.num_output_tokens / self.seconds
+
+
+class FirstTokens(NamedTuple):
+    """Seconds to one prompt's first token, over HTTP and of the engine alone, measured one right after the other."""
+
+    http_s: float
+    alone_s: float
 
 
 def serving_tax_ms(http: HttpRun, offline: OfflineRun) -> float | None:
@@ -83,18 +89,15 @@ def summary(
         busy = [tax - idle for tax, idle in zip(taxes, idle_ms, strict=False)]
     rates = [run.out_tok_s / alone.out_tok_s for run, alone in zip(http, offline, strict=False)]
     seconds = sum(run.seconds for run in http)
-    alone = _median([run.ttft_s for run in offline if run.ttft_s is not None])
-    ttft_p50_s = _percentile(ttft, 50)
     return {
         "out_tok_s": _median([run.out_tok_s for run in http]),
-        "ttft_p50_s": ttft_p50_s,
+        "ttft_p50_s": _percentile(ttft, 50),
         "ttft_p99_s": _percentile(ttft, 99),
         "tpot_p50_s": _percentile(tpot, 50),
         "offline_ratio": _median(rates),
         "core_ms_per_token": _median(taxes),
         "busy_core_ms_per_token": _median(busy),
         "idle_cores": idle_cores,
-        "added_ttft_p50_s": None if alone is None or ttft_p50_s is None else ttft_p50_s - alone,
         "tpot_p99_s": _percentile(tpot, 99),
         "gap_p50_s": _percentile(gaps, 50),
         "gap_p99_s": _percentile(gaps, 99),
@@ -111,6 +114,19 @@ def summary(
         "num_output_tokens": sum(run.num_output_tokens for run in http),
         "num_events": sum(record.num_events for record in good_records),
         "errors": sorted({str(record.error) for record in failed})[:5],
+    }
+
+
+def first_token_summary(pairs: Sequence[FirstTokens]) -> dict[str, Any]:
+    """What serving adds to the first token: the median of the pairs' differences, and how far they scatter."""
+    added = [pair.http_s - pair.alone_s for pair in pairs]
+    return {
+        "added_ttft_p50_s": _median(added),
+        "added_ttft_p25_s": _percentile(added, 25),
+        "added_ttft_p75_s": _percentile(added, 75),
+        "paired_http_p50_s": _median([pair.http_s for pair in pairs]),
+        "paired_alone_p50_s": _median([pair.alone_s for pair in pairs]),
+        "num_pairs": len(pairs),
     }
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from benchmarks.cpu.requests import Request
-from benchmarks.serving.offline import first_token_s, measure
+from benchmarks.serving.offline import measure
 from engine import LLM
-from engine.async_engine import AsyncLLMEngine
 
 OPTIONS = {"num_blocks": 64, "num_threads": 1, "dtype": "float32"}
 REQUESTS = [Request([1, 2, 3, number], 5) for number in range(4)]
@@ -18,12 +15,3 @@ def test_tokens_time_and_cpu_time_are_measured() -> None:
     assert run.num_output_tokens == 20
     assert run.seconds > 0
     assert run.cpu_s > 0
-
-
-def test_the_first_token_comes_before_the_last() -> None:
-    engine = AsyncLLMEngine(LLM("dummy:tiny", **OPTIONS).engine)
-    engine.start()
-    try:
-        assert 0 < asyncio.run(first_token_s(engine, REQUESTS)) < 1.0
-    finally:
-        engine.shutdown()

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.serving.client import StreamRecord
-from benchmarks.serving.report import HttpRun, Objectives, OfflineRun, process_lines, serving_tax_ms, summary
+from benchmarks.serving.report import (
+    FirstTokens,
+    HttpRun,
+    Objectives,
+    OfflineRun,
+    first_token_summary,
+    process_lines,
+    serving_tax_ms,
+    summary,
+)
 
 
 def record(ttft_s: float, tpot_s: float, tokens: int = 11) -> StreamRecord:
@@ -44,12 +53,11 @@ def test_the_summary() -> None:
     assert (result["num_requests"], result["num_failed"], result["errors"]) == (11, 1, ["status 503"])
 
 
-def test_what_serving_adds_to_the_first_token() -> None:
-    run = HttpRun([record(0.1, 0.02), record(0.11, 0.02), record(0.3, 0.02)], 1.0, None)
-    assert summary([run], [OfflineRun(33, 1.0, 1.0, 0.105)], Objectives(1, 1))["added_ttft_p50_s"] == pytest.approx(
-        0.005
-    )
-    assert summary([run], [OfflineRun(33, 1.0, 1.0)], Objectives(1, 1))["added_ttft_p50_s"] is None
+def test_what_serving_adds_to_the_first_token_is_the_median_of_what_it_adds_to_each() -> None:
+    pairs = [FirstTokens(0.110, 0.100), FirstTokens(0.215, 0.200), FirstTokens(0.302, 0.300)]
+    result = first_token_summary(pairs)
+    assert result["added_ttft_p50_s"] == pytest.approx(0.010)
+    assert (result["paired_http_p50_s"], result["paired_alone_p50_s"], result["num_pairs"]) == (0.215, 0.200, 3)
 
 
 def test_a_slow_stream_is_not_good_however_soon_it_began() -> None:
