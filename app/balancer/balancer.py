@@ -122,7 +122,7 @@ class Balancer:
             now = self._clock()
             self._availability.heard(slot, now)
             self._ledger.admit(replica_id, load.admitted)
-            self._fleet.loads[slot] = load
+            self._fleet.report(slot, load)
             self._ledger.recount(slot, replica_id, now - age_s)
 
     def heard(self, replica_id: str) -> None:

@@ -19,6 +19,7 @@ from app.balancer.cost import (
 )
 from app.balancer.load_order import LoadOrder
 from app.balancer.prefix_index import Overlap, PrefixIndex, slots_of
+from app.balancer.rate_pool import RatePool
 from app.transport.messages import LoadReport
 
 # Several heartbeats of a replica.
@@ -77,7 +78,8 @@ class Fleet:
     Times are of the balancer's clock. `free_at` is when a replica will have computed the prompts that it has and those
     booked there; between two reports it needs no update, because it is a time and not an amount.
 
-    The columns hold what the last report said; a replica that had not measured itself was taken to be like the others.
+    The columns hold what the last report said. Rates are drawn towards the others' by as much as they are uncertain
+    (rate_pool.py); a replica that has not measured itself is taken to be like the others.
 
     Args:
         index, expected, order: other implementations of the attributes of these names.
@@ -129,10 +131,10 @@ class Fleet:
         self.loads: list[LoadReport] = []
         self._vacant: list[int] = []
         self._slots: dict[str, int] = {}
-        # Means over the replicas that have measured themselves: newcomers are taken to be like the others, or they
-        # would be favoured or shunned, and stay as they are.
-        self._rates = (0.0, 0.0, 0.0)
-        self._rates_stale = True
+        # Newcomers are taken to be like the others, or they would be favoured or shunned, and stay as they are.
+        self._prefill_rates = RatePool(DEFAULT_PREFILL_TOKENS_PER_S)
+        self._decode_steps = RatePool(DEFAULT_DECODE_STEP_S)
+        self._decode_sequences = RatePool(DEFAULT_DECODE_SEQUENCE_S)
         # Of the few that have loaded any.
         self._adapter_loads: dict[int, float] = {}
 
@@ -164,6 +166,7 @@ class Fleet:
         self.block_sizes[slot] = block_size
         self.seats[slot] = seats
         self.heard_at[slot] = now
+        self.report(slot, load)
         self.set_load(slot, load, now, 0, 0)
         return slot
 
@@ -181,12 +184,19 @@ class Fleet:
         self.free_at[slot] = 0.0
         if slot in self.watched:
             heappush(self.moves, (0.0, slot))
+        for pool in (self._prefill_rates, self._decode_steps, self._decode_sequences):
+            pool.forget(slot)
         self._vacant.append(slot)
-        self._rates_stale = True
+
+    def report(self, slot: int, load: LoadReport) -> None:
+        """What a replica has told: its rates count from now on, the rest with `set_load`."""
+        self.loads[slot] = load
+        self._prefill_rates.tell(slot, load.prefill_tokens_per_s, load.prefill_error)
+        self._decode_steps.tell(slot, load.decode_step_s, 0.0)
+        self._decode_sequences.tell(slot, load.decode_sequence_s, load.decode_sequence_error_s)
 
     def set_load(self, slot: int, load: LoadReport, free_at: float, num_sequences: int, num_blocks: int) -> None:
         """A replica's report, and what bookings that it does not include add to it."""
-        self.loads[slot] = load
         self.num_sequences[slot] = load.num_waiting + load.num_running + num_sequences
         self.num_blocks_taken[slot] = num_blocks
         self.running_tokens[slot] = load.num_running_tokens
@@ -196,7 +206,6 @@ class Fleet:
         self.adapters.tell(slot, load.adapters)
         if load.adapter_load_s:
             self._adapter_loads[slot] = load.adapter_load_s
-        self._rates_stale = True
         self.prefill_rates[slot], self.decode_step_s[slot], self.decode_sequence_s[slot] = self.rates(slot)
         self.adapter_load_s[slot] = load.adapter_load_s or _mean(self._adapter_loads.values()) or DEFAULT_ADAPTER_LOAD_S
         self.set_free_at(slot, free_at)
@@ -236,19 +245,9 @@ class Fleet:
 
     def rates(self, slot: int) -> tuple[float, float, float]:
         """Prefill tokens a second, seconds of a decode step, and seconds that a sequence adds to it."""
-        load = self.loads[slot]
-        if load.prefill_tokens_per_s and load.decode_step_s and load.decode_sequence_s:
-            return load.prefill_tokens_per_s, load.decode_step_s, load.decode_sequence_s
-        if self._rates_stale:
-            self._rates_stale = False
-            known = [self.loads[slot] for slot in self._slots.values()]
-            self._rates = (
-                _mean(load.prefill_tokens_per_s for load in known) or DEFAULT_PREFILL_TOKENS_PER_S,
-                _mean(load.decode_step_s for load in known) or DEFAULT_DECODE_STEP_S,
-                _mean(load.decode_sequence_s for load in known) or DEFAULT_DECODE_SEQUENCE_S,
-            )
-        prefill, step, sequence = self._rates
-        return load.prefill_tokens_per_s or prefill, load.decode_step_s or step, load.decode_sequence_s or sequence
+        pools = (self._prefill_rates, self._decode_steps, self._decode_sequences)
+        prefill, step, sequence = (pool.estimate(slot) for pool in pools)
+        return prefill, step, sequence
 
     def load_of(self, slot: int, adapter: str = "") -> ReplicaLoad:
         """The load as the cost takes it, for a request that wants this adapter."""

@@ -37,6 +37,8 @@ class RateMeter:
         self._step_s = _Moment()
         self._batch_squared = _Moment()
         self._batch_step_s = _Moment()
+        self._step_s_squared = _Moment()
+        self._prefill_scatter = _Moment()
         self._prompt_tokens = 0.0
         self._prompt_s = 0.0
         self._last: EngineStats | None = None
@@ -58,8 +60,10 @@ class RateMeter:
         if prompt >= _MIN_PREFILL_TOKENS:
             decode_s = self._step_s.mean * steps if drawn else 0.0
             prompt_s = max(elapsed_s - decode_s, elapsed_s / 4)
-            self._squared_tokens.add(prompt * prompt / steps)
-            self._token_s.add(prompt * elapsed_s / steps)
+            squared_tokens, token_s = prompt * prompt / steps, prompt * elapsed_s / steps
+            self._squared_tokens.add(squared_tokens)
+            self._token_s.add(token_s)
+            self._prefill_scatter.add((squared_tokens - self.prefill_tokens_per_s * token_s) ** 2)
             kept = math.exp(-prompt / _CAPACITY_TOKENS)
             self._prompt_tokens = self._prompt_tokens * kept + prompt
             self._prompt_s = self._prompt_s * kept + prompt_s
@@ -70,6 +74,14 @@ class RateMeter:
     def prefill_tokens_per_s(self) -> float:
         """Prompt tokens a second in steps that compute prompts, each counted by its prompt tokens; 0 until known."""
         return self._squared_tokens.mean / self._token_s.mean if self._token_s.mean else 0.0
+
+    @property
+    def prefill_error(self) -> float:
+        """Standard error of `prefill_tokens_per_s`, a ratio of means; all of it while too few samples tell."""
+        samples = self._token_s.num_samples
+        if samples <= 1:
+            return self.prefill_tokens_per_s
+        return math.sqrt(self._prefill_scatter.mean / (samples - 1)) / self._token_s.mean
 
     def prompt_capacity(self, step_tokens: int) -> float:
         """Prompt tokens a second of steps that are full of them, decoding beside them; 0 until known.
@@ -96,11 +108,22 @@ class RateMeter:
         share_s = self._step_s.mean / self._batch.mean
         return min(max(slope, share_s / 10), share_s)
 
+    @property
+    def decode_sequence_error_s(self) -> float:
+        """Standard error of `decode_sequence_s`, the slope of a line: from what the line leaves unexplained."""
+        slope, samples = self.decode_sequence_s, self._batch.num_samples
+        if not slope or samples <= 2:
+            return slope
+        variance = self._batch_squared.mean - self._batch.mean**2
+        scatter = self._step_s_squared.mean - self._step_s.mean**2 - slope**2 * variance
+        return math.sqrt(max(scatter, 0.0) / (variance * (samples - 2)))
+
     def _observe_decode(self, batch: float, step_s: float) -> None:
         self._batch.add(batch)
         self._step_s.add(step_s)
         self._batch_squared.add(batch * batch)
         self._batch_step_s.add(batch * step_s)
+        self._step_s_squared.add(step_s * step_s)
 
 
 class _Moment:
@@ -108,11 +131,17 @@ class _Moment:
 
     def __init__(self) -> None:
         self.mean = 0.0
-        self._begun = False
+        self._squared_weights = 0.0
 
     def add(self, sample: float) -> None:
-        self.mean += (sample - self.mean) * (_WEIGHT if self._begun else 1.0)
-        self._begun = True
+        weight = _WEIGHT if self._squared_weights else 1.0
+        self.mean += (sample - self.mean) * weight
+        self._squared_weights = self._squared_weights * (1.0 - weight) ** 2 + weight**2
+
+    @property
+    def num_samples(self) -> float:
+        """It is as certain as the plain mean of so many."""
+        return 1.0 / self._squared_weights if self._squared_weights else 0.0
 
 
 def load_report(stats: EngineStats, meter: RateMeter, cache_age_s: float, admitted: tuple[int, ...]) -> LoadReport:
@@ -129,6 +158,8 @@ def load_report(stats: EngineStats, meter: RateMeter, cache_age_s: float, admitt
         prefill_tokens_per_s=meter.prefill_tokens_per_s,
         decode_step_s=meter.decode_step_s,
         decode_sequence_s=meter.decode_sequence_s,
+        prefill_error=meter.prefill_error,
+        decode_sequence_error_s=meter.decode_sequence_error_s,
         admitted=admitted,
         adapters=stats.adapters.resident,
         num_free_adapter_slots=stats.adapters.num_free_slots,

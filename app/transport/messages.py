@@ -154,6 +154,7 @@ class LoadReport:
         prefill_tokens_per_s: measured; 0 until a prompt has been computed.
         decode_step_s: measured seconds of a step that only decodes; 0 until known.
         decode_sequence_s: measured seconds that one more sequence adds to such a step; 0 until known.
+        prefill_error, decode_sequence_error_s: standard errors of these two; 0 where they are exact, or not told.
         admitted: attempts of this ingress that the numbers include since the last report.
         adapters: that are resident or being loaded.
         num_free_adapter_slots: adapters that could be loaded without waiting for a request to end.
@@ -175,6 +176,8 @@ class LoadReport:
     adapters: tuple[str, ...] = ()
     num_free_adapter_slots: int = 0
     adapter_load_s: float = 0.0
+    prefill_error: float = 0.0
+    decode_sequence_error_s: float = 0.0
 
 
 _LOAD_FIELDS: dict[str, Callable[[Any], Any]] = {

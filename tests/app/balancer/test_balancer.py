@@ -251,6 +251,22 @@ def test_a_request_follows_its_prefix_unless_waiting_costs_more() -> None:
     assert balancer.book(3, prompt("x", 3)).replica_id == "a"
 
 
+def test_what_noise_makes_of_equal_replicas_sends_no_request_away_from_its_prefix() -> None:
+    balancer = Balancer()
+    measured = {"a": 0.0004, "b": 0.0016}
+    for name, seconds in measured.items():
+        noisy = replace(LOAD, num_running=8, decode_sequence_s=seconds, decode_sequence_error_s=0.001)
+        balancer.add_replica(name, 16, noisy)
+        balancer.report(name, noisy)
+    balancer.blocks_changed("b", chain("x", 10), ())
+    assert balancer.book(1, prompt("x", 12)).replica_id == "b"
+    # Did it know that this is no noise, ten blocks would not be worth that.
+    for name, seconds in measured.items():
+        for _ in range(2):
+            balancer.report(name, replace(LOAD, num_running=8, decode_sequence_s=seconds))
+    assert balancer.book(2, prompt("x", 12)).replica_id == "a"
+
+
 def test_equal_prompts_of_the_same_millisecond_meet() -> None:
     balancer = Balancer()
     for name in ("a", "b", "c"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -107,3 +108,29 @@ def test_a_report_says_which_adapters_are_there_and_what_a_load_takes() -> None:
     report = load_report(stats, RateMeter(), 0.0, ())
     assert (report.adapters, report.num_free_adapter_slots, report.adapter_load_s) == (("sql", "chat"), 1, 0.5)
     assert load_report(IDLE, RateMeter(), 0.0, ()).adapter_load_s == 0.0
+
+
+def test_noise_is_told_as_the_rates_errors() -> None:
+    draw = random.Random(0)
+    exact, noisy = Run(0.02, 0.001, 1000.0), Run(0.02, 0.001, 1000.0)
+    for _ in range(60):
+        for run in (exact, noisy):
+            batch = draw.choice((1, 8, 16, 32))
+            if run is noisy:
+                run.now_s += draw.uniform(0.0, 0.02)
+            run.step(batch)
+            if run is noisy:
+                run.now_s += draw.uniform(0.0, 0.2)
+            run.step(batch, prompt=500)
+    assert exact.meter.decode_sequence_error_s < 0.05 * exact.meter.decode_sequence_s
+    assert noisy.meter.decode_sequence_error_s > 0.05 * noisy.meter.decode_sequence_s
+    assert abs(noisy.meter.decode_sequence_s - 0.001) < 4 * noisy.meter.decode_sequence_error_s
+    assert noisy.meter.prefill_error > 0.01 * noisy.meter.prefill_tokens_per_s
+
+
+def test_a_single_sample_is_all_error() -> None:
+    run = Run(0.02, 0.001, 1000.0)
+    run.step(2)
+    run.step(2, prompt=500)
+    assert run.meter.prefill_error == run.meter.prefill_tokens_per_s > 0
+    assert load_report(IDLE, run.meter, 0.0, ()).prefill_error == run.meter.prefill_error
