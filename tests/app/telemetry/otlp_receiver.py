@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -22,6 +21,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2_grpc import (
 )
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+from tests.http_server import Handler, serving_http
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def receiving() -> Iterator[Receiver]:
     """A receiver that listens until the body ends."""
     receiver = Receiver()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+    class Traces(Handler):
+        def do_POST(self) -> None:  # noqa: N802  # the name is http.server's
             assert self.path == "/v1/traces"
             assert self.headers["content-type"] == "application/x-protobuf"
             body = self.rfile.read(int(self.headers["content-length"]))
@@ -129,28 +130,19 @@ def receiving() -> Iterator[Receiver]:
             self.end_headers()
             self.wfile.write(answer)
 
-        def log_message(self, *_: object) -> None:
-            """Quiet."""
-
     class Servicer(TraceServiceServicer):
         def Export(self, request: ExportTraceServiceRequest, _: object) -> ExportTraceServiceResponse:  # noqa: N802
             receiver.take("grpc", request)
             return ExportTraceServiceResponse()
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     pool = ThreadPoolExecutor(2)
     rpc = grpc.server(pool)
     add_TraceServiceServicer_to_server(Servicer(), rpc)  # type: ignore[no-untyped-call]
-    receiver.http_endpoint = f"http://127.0.0.1:{http.server_address[1]}"
     receiver.grpc_endpoint = f"http://127.0.0.1:{rpc.add_insecure_port('127.0.0.1:0')}"
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
-    thread.start()
     rpc.start()
     try:
-        yield receiver
+        with serving_http(Traces) as receiver.http_endpoint:
+            yield receiver
     finally:
         rpc.stop(None).wait()
         pool.shutdown()
-        http.shutdown()
-        http.server_close()
-        thread.join()

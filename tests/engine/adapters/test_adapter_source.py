@@ -16,7 +16,7 @@ from engine.errors import ModelLoadError
 from engine.loading import s3_client
 from tests.engine.adapters.peft import read, write_adapter, write_base
 from tests.engine.loading.s3_server import S3Server, running_s3, use_s3
-from tests.engine.loading.test_hub import Hub
+from tests.engine.loading.test_hub import running_hub
 
 ROOT = Path(__file__).parents[3]
 READ = """
@@ -98,23 +98,22 @@ def test_what_is_not_there_is_said(s3: S3Server, base: str, tmp_path: Path) -> N
 
 
 def test_from_the_hub_and_then_without_it(base: str, adapter: Path, tmp_path: Path) -> None:
-    hub = Hub({path.name: path.read_bytes() for path in adapter.iterdir()})
+    with running_hub({path.name: path.read_bytes() for path in adapter.iterdir()}) as hub:
 
-    def told(source: str, **environment: str) -> str:
-        # The library reads its environment as it is imported.
-        done = subprocess.run(
-            [sys.executable, "-c", READ, source, base],
-            cwd=ROOT,
-            env={"PATH": "", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_ENDPOINT": hub.url}
-            | environment,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        )
-        return done.stdout.strip()
+        def told(source: str, **environment: str) -> str:
+            # The library reads its environment as it is imported.
+            done = subprocess.run(
+                [sys.executable, "-c", READ, source, base],
+                cwd=ROOT,
+                env={"PATH": "", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_ENDPOINT": hub.url}
+                | environment,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=120,
+            )
+            return done.stdout.strip()
 
-    try:
         expected = read(str(adapter), base).factors("layers.1.down")
         assert expected is not None
         assert told("hf:org/tiny") == str(expected.b.sum())
@@ -122,5 +121,3 @@ def test_from_the_hub_and_then_without_it(base: str, adapter: Path, tmp_path: Pa
         assert told("hf:org/tiny", HF_HUB_OFFLINE="1") == str(expected.b.sum())
         assert hub.asked == []
         assert "no such repository" in told("hf:org/none")
-    finally:
-        hub.close()

@@ -6,12 +6,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+
+from tests.http_server import Handler, serving_http
 
 _PIECE = 1 << 14
 
@@ -31,7 +32,9 @@ class Proxy:
         downloads: of objects, in the order in which they ended.
         listings: how often a bucket was listed.
         allow: asked before each piece of a body with the bytes of all downloads so far; False breaks the connection.
+        sent: bytes of objects.
         status: answer with this instead of asking the server.
+        url: while it is serving.
     """
 
     def __init__(self, upstream: tuple[str, int]) -> None:
@@ -40,36 +43,29 @@ class Proxy:
         self.status: Callable[[], int | None] = lambda: None
         self.sent = 0
         self.listings = 0
+        self.url = ""
         self._lock = threading.Lock()
+        self._upstream = upstream
+
+    @contextmanager
+    def serving(self) -> Iterator[Self]:
+        """Answers until the body ends."""
         proxy = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                proxy._forward(self, upstream)
+        class Forward(Handler):
+            def do_GET(self) -> None:  # noqa: N802  # the name is http.server's
+                proxy._forward(self)
 
             do_HEAD = do_GET  # noqa: N815  # the name is http.server's
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name is http.server's
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        with serving_http(Forward) as self.url:
+            yield self
 
     def clear(self) -> None:
         """Forget what was counted."""
         self.downloads, self.sent, self.listings = [], 0, 0
 
-    def _forward(self, handler: BaseHTTPRequestHandler, upstream: tuple[str, int]) -> None:
+    def _forward(self, handler: Handler) -> None:
         if (status := self.status()) is not None:
             handler.send_response(status)
             handler.send_header("Content-Length", "0")
@@ -77,7 +73,7 @@ class Proxy:
             return
         with self._lock:
             self.listings += "list-type=2" in handler.path
-        connection = HTTPConnection(*upstream)
+        connection = HTTPConnection(*self._upstream)
         connection.request(handler.command, handler.path, headers=dict(handler.headers))
         answer = connection.getresponse()
         body = answer.read()
@@ -113,7 +109,7 @@ class Proxy:
 
 
 class S3Server(NamedTuple):
-    """Attributes: `client` puts objects, past the proxy; `proxy` is where the code under test reads."""
+    """Attributes: `client` puts objects, past the proxy, at `url`; `proxy` is where the code under test reads."""
 
     client: Any
     proxy: Proxy
@@ -125,15 +121,14 @@ def running_s3() -> Iterator[S3Server]:
     """A server on free ports, with the bucket "models"."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
-    proxy = Proxy((host, port))
     try:
+        host, port = server.get_host_and_port()
         url = f"http://{host}:{port}"
         client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **credentials())
         client.create_bucket(Bucket="models")
-        yield S3Server(client, proxy, url)
+        with Proxy((host, port)).serving() as proxy:
+            yield S3Server(client, proxy, url)
     finally:
-        proxy.close()
         server.stop()
 
 

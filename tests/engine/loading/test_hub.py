@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pytest
 
 from engine.errors import ModelLoadError
 from engine.loading import open_checkpoint
 from tests.engine.loading.checkpoints import hf_model, save_hf
+from tests.http_server import Handler, serving_http
 
 ROOT = Path(__file__).parents[3]
 COMMIT = "c" * 40
@@ -32,59 +32,52 @@ except QuireError as error:
 """
 
 
-class Hub:
+class Hub(NamedTuple):
     """A hub with one repository, "org/tiny".
 
     Attributes:
         asked: paths of all requests.
     """
 
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.asked: list[str] = []
-        hub = self
+    url: str
+    asked: list[str]
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
-                path = self.path.partition("?")[0]
-                hub.asked.append(f"{self.command} {path}")
-                name = path.removeprefix(f"/org/tiny/resolve/{COMMIT}/").removeprefix("/org/tiny/resolve/main/")
-                if path in ("/api/models/org/tiny", "/api/models/org/tiny/revision/main"):
-                    body = json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]})
-                    self._answer(200, {"Content-Type": "application/json"}, body.encode())
-                elif path.startswith("/api/models/org/tiny/tree/"):
-                    tree = [{"type": "file", "path": f, "size": len(b), "oid": "0" * 40} for f, b in files.items()]
-                    self._answer(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
-                elif name in files:
-                    etag = f'"{sha1(files[name]).hexdigest()}"'
-                    self._answer(200, {"ETag": etag, "X-Repo-Commit": COMMIT}, files[name])
-                else:
-                    code = "RevisionNotFound" if "/org/tiny/revision/" in path else "RepoNotFound"
-                    self._answer(404, {"X-Error-Code": "EntryNotFound" if "resolve" in path else code}, b"")
+@contextmanager
+def running_hub(files: dict[str, bytes]) -> Iterator[Hub]:
+    """A hub with these files."""
+    all_asked: list[str] = []
 
-            do_HEAD = do_GET  # noqa: N815  # the name is http.server's
+    class Answer(Handler):
+        def do_GET(self) -> None:  # noqa: N802  # the name is http.server's
+            path = self.path.partition("?")[0]
+            all_asked.append(f"{self.command} {path}")
+            name = path.removeprefix(f"/org/tiny/resolve/{COMMIT}/").removeprefix("/org/tiny/resolve/main/")
+            if path in ("/api/models/org/tiny", "/api/models/org/tiny/revision/main"):
+                body = json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]})
+                self._answer(200, {"Content-Type": "application/json"}, body.encode())
+            elif path.startswith("/api/models/org/tiny/tree/"):
+                tree = [{"type": "file", "path": f, "size": len(b), "oid": "0" * 40} for f, b in files.items()]
+                self._answer(200, {"Content-Type": "application/json"}, json.dumps(tree).encode())
+            elif name in files:
+                etag = f'"{sha1(files[name]).hexdigest()}"'
+                self._answer(200, {"ETag": etag, "X-Repo-Commit": COMMIT}, files[name])
+            else:
+                code = "RevisionNotFound" if "/org/tiny/revision/" in path else "RepoNotFound"
+                self._answer(404, {"X-Error-Code": "EntryNotFound" if "resolve" in path else code}, b"")
 
-            def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(body)
+        do_HEAD = do_GET  # noqa: N815  # the name is http.server's
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name is http.server's
-                pass
+        def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+    with serving_http(Answer) as url:
+        yield Hub(url, all_asked)
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +90,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(tiny: Path) -> Iterator[Hub]:
     files = {path.name: path.read_bytes() for path in tiny.iterdir()}
-    running = Hub({**files, "original/model.safetensors": b"a copy", "pytorch_model.bin": b"pickled"})
-    yield running
-    running.close()
+    with running_hub({**files, "original/model.safetensors": b"a copy", "pytorch_model.bin": b"pickled"}) as running:
+        yield running
 
 
 def open_in_a_process(source: str, home: Path, **environment: str) -> str:
