@@ -116,7 +116,10 @@ def _engine_deployment(model: ModelArgs, name: str) -> Application:
         **_serve_options(model.deployment),
         max_constructor_retry_count=model.deployment.max_constructor_retry_count,
         max_ongoing_requests=engine_max_ongoing_requests(model),
-        request_router_config=RequestRouterConfig(request_router_class=REQUEST_ROUTER),  # type: ignore[arg-type]
+        request_router_config=RequestRouterConfig(
+            request_router_class=REQUEST_ROUTER,  # type: ignore[arg-type]
+            request_router_kwargs={"scales_to_zero": model.deployment.scales_to_zero},
+        ),
         **placement,
     )
     if model.engine_config.num_threads is not None:

@@ -402,7 +402,6 @@ class RemoteModel(Args):
         balancer: how this ingress spreads requests over its replicas.
         admission: as in ModelArgs.
         adapters: names of the adapters that it has in that application.
-        scales_to_zero: its `deployment.autoscaling.min_replicas` is 0 there, so that it is ready without replicas.
     """
 
     id: str
@@ -412,7 +411,6 @@ class RemoteModel(Args):
     balancer: BalancerArgs = BalancerArgs()
     admission: AdmissionArgs | None = AdmissionArgs()
     adapters: tuple[str, ...] = ()
-    scales_to_zero: bool = False
 
     _check_id = field_validator("id")(_name)
 

@@ -27,23 +27,30 @@ class RouterClient(Protocol):
         """Serve's list of running replicas has changed; those that stop are no longer in it."""
         ...
 
+    def described(self, *, scales_to_zero: bool) -> None:
+        """What the deployment's config says of it."""
+        ...
+
     def place(self, attempt: int, *, refused: bool) -> Placement:
         """As Balancer.place."""
         ...
 
 
 class Registry:
-    """Clients by id, and the last replica list of each deployment for clients that come later."""
+    """Clients by id, and what is known of each deployment for clients that come later."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._clients: dict[str, tuple[str, RouterClient]] = {}
         self._replicas: dict[str, tuple[ReplicaInfo, ...]] = {}
+        self._scales_to_zero: dict[str, bool] = {}
 
     def register(self, client_id: str, deployment: str, client: RouterClient) -> None:
-        """Add a client; it is told at once of the replicas known so far."""
+        """Add a client; it is told at once of what is known so far."""
         with self._lock:
             self._clients[client_id] = (deployment, client)
+            if deployment in self._scales_to_zero:
+                client.described(scales_to_zero=self._scales_to_zero[deployment])
             replicas = self._replicas.get(deployment)
             if replicas is not None:
                 client.replicas_changed(replicas)
@@ -58,6 +65,14 @@ class Registry:
         with self._lock:
             entry = self._clients.get(client_id) if isinstance(client_id, str) else None
             return entry[1] if entry is not None else None
+
+    def describe(self, deployment: str, *, scales_to_zero: bool) -> None:
+        """Tell the deployment's clients what its config says of it."""
+        with self._lock:
+            self._scales_to_zero[deployment] = scales_to_zero
+            for name, client in self._clients.values():
+                if name == deployment:
+                    client.described(scales_to_zero=scales_to_zero)
 
     def publish(self, deployment: str, replicas: tuple[ReplicaInfo, ...]) -> None:
         """Tell the deployment's clients of its replicas. Under the lock, so that no older list overtakes a newer."""

@@ -66,6 +66,14 @@ class BookedRequestRouter(RequestRouter):
         except TimeoutError:
             pass
 
+    def initialize_state(self, *, scales_to_zero: bool = False) -> None:  # type: ignore[override]  # our own kwargs
+        """What the deployment's own config says of it, which Serve's controller tells whether or not a replica runs,
+        also to handles of other applications. Later changes come with the replicas' metadata."""
+        from app.balancer.registry import deployment_key, registry
+
+        key = deployment_key(self._deployment_id.app_name, self._deployment_id.name)
+        registry.describe(key, scales_to_zero=scales_to_zero)
+
     def update_replicas(self, replicas: list[RunningReplica]) -> None:
         """Serve's list has changed: adopt it, then tell the clients, so that a booking never precedes the replica."""
         super().update_replicas(replicas)

@@ -20,7 +20,6 @@ class ClientOptions(NamedTuple):
         placement_timeout_s: how long a request waits for a replica, a cold start included.
         final_record_s: how long after its Serve call has returned a request waits for its last tokens.
         expected_output_tokens: what a request is taken to produce, if its `max_tokens` allows.
-        scales_to_zero: no replicas are no failure; the first request starts one.
     """
 
     max_attempts: int = 4
@@ -28,7 +27,6 @@ class ClientOptions(NamedTuple):
     placement_timeout_s: float = 600.0
     final_record_s: float = 5.0
     expected_output_tokens: int = 128
-    scales_to_zero: bool = False
 
 
 @dataclass(slots=True)

@@ -26,7 +26,6 @@ from app.config import (
     engine_deployment_name,
 )
 from app.ingress.app import build_asgi_app
-from app.ingress.attempt import ClientOptions
 from app.ingress.auth import ApiKeys
 from app.ingress.greeting import greeting
 from app.ingress.model_table import ModelTable, context_length, load_tokenizer
@@ -174,7 +173,6 @@ def _own_models(models: Sequence[ModelArgs], engines: Mapping[str, DeploymentHan
                 client=ReplicaSetClient(
                     model.id,
                     engines[model.id],
-                    ClientOptions(scales_to_zero=model.deployment.scales_to_zero),
                     balancer=_balancer(model.balancer, model.admission),
                 ),
                 tokenizer=tokenizer,
@@ -190,8 +188,7 @@ def _connect(entry: RemoteModel) -> ReplicaSetClient:
     handle = serve.get_deployment_handle(
         engine_deployment_name(entry.id), entry.application, _check_exists=False, _record_telemetry=False
     )
-    options = ClientOptions(scales_to_zero=entry.scales_to_zero)
-    return ReplicaSetClient(entry.id, handle, options, balancer=_balancer(entry.balancer, entry.admission))
+    return ReplicaSetClient(entry.id, handle, balancer=_balancer(entry.balancer, entry.admission))
 
 
 def _balancer(args: BalancerArgs, admission: AdmissionArgs | None) -> Balancer:

@@ -75,6 +75,8 @@ class ReplicaSetClient:
         self._starting: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._closed = False
+        # No replicas are no failure: the first request starts one.
+        self._scales_to_zero = False
         # Tests bring sockets of their own, and no cluster to ask.
         self._placement = PlacementWatch(handle, lambda: not self._links.live) if connector is None else None
 
@@ -141,14 +143,14 @@ class ReplicaSetClient:
         simulated = next((name for info in live if (name := info.metadata.get("simulated"))), None)
         if live:
             detail = "ready" if simulated is None else f"ready, SIMULATED on {simulated}: its tokens mean nothing"
-        elif self._options.scales_to_zero:
+        elif self._scales_to_zero:
             detail = "no replica runs; the first request starts one"
         elif self._links.num_known:
             detail = f"connecting to replicas ({self._links.num_known} known)"
         else:
             awaited = self._placement.awaited if self._placement is not None else ""
             detail = awaited or "starting: no replica is ready yet"
-        ready = not self._closed and (bool(live) or self._options.scales_to_zero)
+        ready = not self._closed and (bool(live) or self._scales_to_zero)
         return ModelState(self.model_id, ready, len(live), detail, min(lengths, default=None), simulated)
 
     @property
@@ -197,9 +199,24 @@ class ReplicaSetClient:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._adopt, replicas)
 
+    def described(self, *, scales_to_zero: bool) -> None:
+        """What the deployment's config says of it."""
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._describe, scales_to_zero)
+
     def _adopt(self, replicas: tuple[ReplicaInfo, ...]) -> None:
-        if not self._closed:
-            self._links.adopt(replicas)
+        if self._closed:
+            return
+        told = [info.metadata["scales_to_zero"] for info in replicas if "scales_to_zero" in info.metadata]
+        if told:
+            # While a change is rolled out some say so and others not; at zero the last word stands.
+            self._describe(any(told))
+        self._links.adopt(replicas)
+
+    def _describe(self, scales_to_zero: bool) -> None:
+        self._scales_to_zero = scales_to_zero
+        self._changed.set()
 
     # Start
 

@@ -90,6 +90,7 @@ class EngineReplica:
             "num_blocks": self._engine.cache_config.num_blocks,
             "graceful_shutdown_timeout_s": config.graceful_shutdown_timeout_s,
             "wants_demand": config.autoscaling_config is not None,
+            "scales_to_zero": config.autoscaling_config is not None and config.autoscaling_config.min_replicas == 0,
         }
 
     def record_autoscaling_stats(self) -> dict[str, float]:

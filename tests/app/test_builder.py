@@ -73,7 +73,9 @@ def test_serve_never_queues_before_the_engine_does() -> None:
 
 def test_the_balancers_router_is_named() -> None:
     config = deployments(built({"models": [model("a")]}))["engine-a"]._deployment_config
-    assert config.request_router_config.request_router_class == "app.balancer.router:BookedRequestRouter"
+    router = config.request_router_config
+    assert router.request_router_class == "app.balancer.router:BookedRequestRouter"
+    assert router.request_router_kwargs == {"scales_to_zero": False}
 
 
 def test_deployment_settings_reach_serve() -> None:

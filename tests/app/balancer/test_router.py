@@ -55,6 +55,10 @@ class Client:
         self.script = list(script)
         self.asked: list[tuple[int, bool]] = []
         self.lists: list[tuple[ReplicaInfo, ...]] = []
+        self.scales_to_zero: bool | None = None
+
+    def described(self, *, scales_to_zero: bool) -> None:
+        self.scales_to_zero = scales_to_zero
 
     def replicas_changed(self, replicas: tuple[ReplicaInfo, ...]) -> None:
         self.lists.append(replicas)
@@ -77,9 +81,10 @@ async def router() -> Any:
         initial_backoff_s=0.001,
         max_backoff_s=0.005,
     )
-    booked.initialize_state()  # type: ignore[no-untyped-call]
+    booked.initialize_state(scales_to_zero=True)
     yield booked
     booked.update_replicas([])
+    booked.initialize_state()
     registry.unregister("client")
 
 
@@ -187,6 +192,7 @@ async def test_clients_learn_of_replicas_early_and_late(router: Any) -> None:
     expected = (ReplicaInfo("a", {"host": "a"}), ReplicaInfo("b", {"host": "b"}))
     assert early.lists[-1] == late.lists[-1] == expected
     assert other.lists == []
+    assert (early.scales_to_zero, late.scales_to_zero, other.scales_to_zero) == (True, True, None)
     registry.unregister("late")
     registry.unregister("other")
 
