@@ -173,6 +173,8 @@ class AsyncLLMEngine:
                     outputs.append(queue.get_nowait())
                 for output in outputs:
                     if output.finish_reason == "error":
+                        if output.error is not None:
+                            raise output.error
                         raise EngineDeadError("the engine failed while this request ran")
                     if builder.add(output):
                         self.abort(request.request_id, output.index)

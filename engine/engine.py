@@ -104,6 +104,7 @@ class LLMEngine:
         self._block_events: BlockEvents | None = None
         self._live = LiveRequests(self._scheduler, self._kv_cache, self._stop_rules, clock)
         self._timed_chunks: deque[_TimedChunk] = deque()
+        self._failed: list[SequenceOutput] = []  # last outputs of requests that fail alone, for the step's end
         self._request_count = itertools.count()
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -239,12 +240,17 @@ class LLMEngine:
     def step(self) -> list[SequenceOutput]:
         """Compute one batch and return the tokens it gave. Empty when there is nothing to do, or all that is to be done
         waits for an adapter: then after a moment, so that what has arrived meanwhile can be queued."""
-        if self._pipeline is not None:
-            return self._step_ahead(self._pipeline)
+        outputs = self._step_once() if self._pipeline is None else self._step_ahead(self._pipeline)
+        if self._failed:
+            outputs = [*self._failed, *outputs]
+            self._failed = []
+        return outputs
+
+    def _step_once(self) -> list[SequenceOutput]:
         due = self._clock()
         output = self._schedule()
         if output.is_empty:
-            self._adapters.wait_for_load(LOAD_POLL_S)
+            self._await_adapter()
             return []
         began = self._clock()
         drawn = self._executor.execute(output)
@@ -266,7 +272,7 @@ class LLMEngine:
             self._advance(output, began)
             self._expect_tokens(output)
         if not pipeline:
-            self._adapters.wait_for_load(LOAD_POLL_S)
+            self._await_adapter()
             return []
         prepared = self._clock()
         step = pipeline.collect()
@@ -285,7 +291,17 @@ class LLMEngine:
         for group in self._scheduler.preempted:
             if group.timeline is not None:
                 group.timeline.preempted(self._clock(), swapped=group.is_swapped)
+        for group, error in self._scheduler.failed:
+            ended = self.abort(group.request_id, reason="error")
+            for last in ended:
+                last.error = error
+            self._failed += ended
         return output
+
+    def _await_adapter(self) -> None:
+        """Nothing can be computed. Whoever has been told so waits no longer."""
+        if not self._failed:
+            self._adapters.wait_for_load(LOAD_POLL_S)
 
     def _groups_of(self, output: SchedulerOutput) -> tuple[SequenceGroup, ...]:
         groups = {id(group): group for group, _ in (self._live.sequence(item.seq_id) for item in output.scheduled)}

@@ -7,6 +7,7 @@
     ├── RequestError              the caller's fault; names the parameter (HTTP 400)
     │   ├── PromptTooLongError    the prompt leaves no room under `max_model_len` (HTTP 400)
     │   └── ModelNotFoundError    no model, or no adapter, of that name is served (HTTP 404)
+    ├── AdapterUnavailableError   an adapter that was known can be loaded no more on this replica (HTTP 503)
     ├── OverloadedError           a bound on waiting work is reached; try again later (HTTP 429)
     └── EngineDeadError           the engine thread has failed or was shut down (HTTP 503)
         └── CommunicatorError     a rank of tensor parallelism is lost, late or out of step (HTTP 503)
@@ -69,6 +70,14 @@ class ModelNotFoundError(RequestError):
     """No model, or no adapter, of that name is served."""
 
     http_status = 404
+
+
+class AdapterUnavailableError(QuireError):
+    """An adapter was read and checked once, and can be loaded no more: its file has changed, or its disk has failed.
+    Another replica may have it."""
+
+    http_status = 503
+    code = "adapter_unavailable"
 
 
 class OverloadedError(QuireError):

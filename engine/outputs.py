@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from engine.adapters import NO_ADAPTERS, AdapterStats
+from engine.errors import QuireError
 
 if TYPE_CHECKING:
     from engine.memory import MemoryUsage
@@ -32,7 +33,8 @@ class SequenceOutput:
         index: of the sequence within its request, from 0 to n - 1.
         token_ids: new output tokens, usually one; a stop token that ended the sequence is included.
         logprobs: one entry a token if the request asked for them, else None.
-        finish_reason: set on the sequence's last output.
+        finish_reason: set on the sequence's last output; "error" if the engine failed, or this request did.
+        error: what failed if it was this request alone.
         stop_token_id: the id that ended the sequence, if a stop or end-of-sequence token did.
         num_cached_tokens: prompt tokens that came from the prefix cache; set with the sequence's first tokens.
         waited_s: from the request's arrival to its first step; set with the sequence's first tokens.
@@ -50,6 +52,7 @@ class SequenceOutput:
     request_finished: bool = False
     cumulative_logprob: float | None = None
     waited_s: float = 0.0
+    error: QuireError | None = None
 
 
 @dataclass(slots=True)

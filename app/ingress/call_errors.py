@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RaySystemError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError
 
-from engine.errors import EngineDeadError, OverloadedError, QuireError
+from engine.errors import AdapterUnavailableError, EngineDeadError, OverloadedError, QuireError
 
 _OUTAGES = (RayActorError, WorkerCrashedError, NodeDiedError, RaySystemError, ObjectLostError)
 
@@ -15,7 +15,8 @@ Verdict = Literal["outage", "overload", "final"]
 
 
 class CallFailure(NamedTuple):
-    """`verdict` "outage": another replica may do it; "overload": another may have room; "final": tell the reader."""
+    """`verdict` "outage": another replica may do it; "overload": another may, which has room or the adapter, if there
+    is one; "final": tell the reader."""
 
     verdict: Verdict
     error: QuireError
@@ -27,7 +28,7 @@ def classify(error: Exception) -> CallFailure:
     for candidate in (cause, error):
         if isinstance(candidate, EngineDeadError):
             return CallFailure("outage", candidate)
-        if isinstance(candidate, OverloadedError):
+        if isinstance(candidate, OverloadedError | AdapterUnavailableError):
             return CallFailure("overload", candidate)
         if isinstance(candidate, QuireError):
             return CallFailure("final", candidate)

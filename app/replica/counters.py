@@ -85,4 +85,5 @@ def replica_counters(accounts: EngineAccounts) -> ReplicaCounters:
         num_adapter_loads=adapters.num_loads,
         num_adapter_evictions=adapters.num_evictions,
         adapter_load_s=adapters.load_s,
+        num_adapter_load_failures=adapters.num_failures,
     )

@@ -131,6 +131,7 @@ class ReplicaService:
 
         Raises:
             RequestError, PromptTooLongError: the engine refused the request.
+            AdapterUnavailableError: its adapter cannot be loaded here.
             EngineDeadError: the engine fails, or the ingress is not connected here.
         """
         ours = Stream(f"{ingress_id}/{attempt}", request.request_id, ingress_id, attempt, time.monotonic())
@@ -277,17 +278,23 @@ class ReplicaService:
             else:
                 stream.waited_s = output.waited_s
             final_count = stream.num_output_tokens if output.request_finished else None
-            message = messages.get(stream.ingress_id)
-            if message is None:
-                message = messages[stream.ingress_id] = StepMessage()
-            message.add(stream.attempt, output, final_count)
+            if output.error is not None:
+                # Its call fails with it, and the ingress may know of a replica where it would not.
+                stream.refusal = output.error
+            else:
+                message = messages.get(stream.ingress_id)
+                if message is None:
+                    message = messages[stream.ingress_id] = StepMessage()
+                message.add(stream.attempt, output, final_count)
             if output.request_finished:
                 del self._streams[stream.key]
                 ended.append(stream)
         self._load.send_with({ingress_id: message.encode() for ingress_id, message in messages.items()})
         for stream in ended:
             stream.end()
-            if stream.trace is not None:
+            if stream.trace is not None and stream.refusal is not None:
+                stream.trace.failed(str(stream.refusal))
+            elif stream.trace is not None:
                 stream.trace.end(stream.num_cached_tokens, stream.num_output_tokens, stream.finish_reasons)
 
     def _announce(self, draining: Draining) -> None:

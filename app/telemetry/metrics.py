@@ -167,6 +167,12 @@ ADAPTERS = MetricDefinition(
     "quire_resident_adapters", "gauge", "LoRA adapters that a replica has or is loading.", _REPLICA
 )
 ADAPTER_BYTES = MetricDefinition("quire_adapter_memory_bytes", "gauge", "Memory that resident adapters take.", _REPLICA)
+ADAPTER_FAILURES = MetricDefinition(
+    "quire_adapter_load_failures_total",
+    "counter",
+    "Loads of adapters that failed, and with them the requests that waited for them.",
+    _REPLICA,
+)
 ADAPTER_LOADS = MetricDefinition("quire_adapter_loads_total", "counter", "Adapters that were loaded.", _REPLICA)
 ADAPTER_EVICTIONS = MetricDefinition(
     "quire_adapter_evictions_total", "counter", "Adapters that made room for another.", _REPLICA
@@ -235,6 +241,7 @@ REPLICA_METRICS = (
     ADAPTER_LOADS,
     ADAPTER_EVICTIONS,
     ADAPTER_LOAD_TIME,
+    ADAPTER_FAILURES,
 )
 SCALING_METRICS = (REPLICAS, TARGET_REPLICAS, DEPLOYMENT_REPLICAS, SCALING_DECISIONS)
 ALL_METRICS = (*INGRESS_METRICS, *REPLICA_METRICS, *SCALING_METRICS, INGRESSES)

@@ -131,4 +131,5 @@ def counter_samples(model_id: str, replica_id: str, counters: ReplicaCounters) -
         sample(metrics.ADAPTER_LOADS, counters.num_adapter_loads, *at),
         sample(metrics.ADAPTER_EVICTIONS, counters.num_adapter_evictions, *at),
         sample(metrics.ADAPTER_LOAD_TIME, counters.adapter_load_s, *at),
+        sample(metrics.ADAPTER_FAILURES, counters.num_adapter_load_failures, *at),
     ]

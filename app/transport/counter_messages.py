@@ -59,6 +59,7 @@ class ReplicaCounters:
     num_adapter_loads: int = 0
     num_adapter_evictions: int = 0
     adapter_load_s: float = 0.0
+    num_adapter_load_failures: int = 0
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {

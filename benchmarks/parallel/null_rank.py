@@ -48,6 +48,10 @@ class NullWorker:
         """As float32."""
         return 4 * adapter.num_elements
 
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:
+        """Nothing."""
+        raise AssertionError(f"adapter {adapter.name} was never read")
+
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         """Note when this rank could have begun to compute."""
         assert output.scheduled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -11,7 +12,9 @@ from typing import NamedTuple
 
 from engine.adapters.adapter_loader import AdapterLoader, Loaded
 from engine.adapters.lora_adapter import LoraAdapter
-from engine.errors import ConfigError
+from engine.errors import AdapterUnavailableError, ConfigError
+
+logger = logging.getLogger(__name__)
 
 # The slot of sequences that want the base as it is.
 BASE_SLOT = -1
@@ -43,6 +46,7 @@ class AdapterStats(NamedTuple):
         resident_bytes: what they take.
         num_free_slots: slots that an adapter could have now, the unused ones' included.
         load_s: seconds that all loads took, beside the steps, waiting for each other included.
+        num_failures: loads that failed.
     """
 
     num_loads: int = 0
@@ -51,6 +55,7 @@ class AdapterStats(NamedTuple):
     resident_bytes: int = 0
     num_free_slots: int = 0
     load_s: float = 0.0
+    num_failures: int = 0
 
 
 NO_ADAPTERS = AdapterStats()
@@ -72,7 +77,8 @@ class AdapterManager:
 
     A request waits while its adapter is loaded, or if it finds no slot; requests behind it that need neither go on
     meanwhile. It cannot wait for ever: as long as one waits for a slot, no adapter of those behind it is loaded, and
-    as many of the resident ones as it needs to go take no further requests.
+    as many of the resident ones as it needs to go take no further requests. If its load fails, it is to end: `failure`.
+    A later request has the adapter loaded anew.
 
     Adapters are registered from any thread; all else is the engine thread's.
 
@@ -101,6 +107,8 @@ class AdapterManager:
         self._num_loads = 0
         self._num_evictions = 0
         self._load_s = 0.0
+        self._num_failures = 0
+        self._failures: dict[str, AdapterUnavailableError] = {}  # of this round
         self._drops: dict[int, None] = {}
         self._loads: dict[int, AdapterLoad] = {}
         self._loading: dict[str, _Resident] = {}
@@ -137,12 +145,11 @@ class AdapterManager:
 
     def begin_round(self) -> None:
         """Requests are about to be admitted, the oldest first: who finds no slot now goes before those asked for later
-        in the same round. What has been loaded meanwhile can be used.
-
-        Raises:
-            ModelLoadError, OSError: an adapter that was read when it was registered can be read no more.
+        in the same round. What has been loaded meanwhile can be used; what could not be loaded is known by `failure`
+        for this round.
         """
         self._in_need = ""
+        self._failures.clear()
         for name, resident in list(self._loading.items()):
             self._finish_load(name, resident)
 
@@ -154,6 +161,8 @@ class AdapterManager:
         """
         if not name:
             return BASE_SLOT
+        if name in self._failures:
+            return None
         resident = self._resident.get(name)
         if resident is None:
             resident = self._load(name)
@@ -164,6 +173,10 @@ class AdapterManager:
         resident.num_users += 1
         self._resident.move_to_end(name)
         return resident.slot
+
+    def failure(self, name: str) -> AdapterUnavailableError | None:
+        """Why an adapter could not be loaded in this round: those who have waited for it wait in vain."""
+        return self._failures.get(name)
 
     def wait_for_load(self, timeout_s: float) -> None:
         """Wait until an adapter has been loaded; returns at once if none is being loaded."""
@@ -204,6 +217,7 @@ class AdapterManager:
             self._num_bytes,
             self._num_slots - num_held,
             self._load_s,
+            self._num_failures,
         )
 
     def check_invariants(self) -> None:
@@ -229,18 +243,30 @@ class AdapterManager:
         self._num_bytes += num_bytes
         self._loading[name] = resident
         self._finish_load(name, resident)
-        return resident
+        return self._resident.get(name)
 
     def _finish_load(self, name: str, resident: _Resident) -> None:
-        """Put an adapter into the next step's changes, once it is prepared."""
+        """Put an adapter into the next step's changes, once it is prepared, or give its slot back."""
         assert resident.loading is not None, f"adapter {name} is not being loaded"
-        if resident.loading.done():
-            prepared, seconds = resident.loading.result()
-            resident.loading = None
-            del self._loading[name]
-            self._num_loads += 1
-            self._load_s += seconds
-            self._loads[resident.slot] = AdapterLoad(resident.slot, self._known[name][0], prepared)
+        if not resident.loading.done():
+            return
+        del self._loading[name]
+        error = resident.loading.exception()
+        if error is not None:
+            self._give_up(name, error)
+            return
+        prepared, seconds = resident.loading.result()
+        resident.loading = None
+        self._num_loads += 1
+        self._load_s += seconds
+        self._loads[resident.slot] = AdapterLoad(resident.slot, self._known[name][0], prepared)
+
+    def _give_up(self, name: str, error: BaseException) -> None:
+        """Nobody holds an adapter that is being loaded."""
+        self._num_failures += 1
+        self._failures[name] = AdapterUnavailableError(f"adapter {name} cannot be loaded: {error}")
+        logger.error("adapter %s cannot be loaded; the requests that wait for it fail", name, exc_info=error)
+        self._free(name)
 
     def _make_room(self, num_bytes: int) -> bool:
         """Evict unused adapters, oldest use first, until one of `num_bytes` fits; none if it would not help."""
@@ -248,14 +274,18 @@ class AdapterManager:
         if evicted is None:
             return False
         for name in evicted:
-            item = self._resident[name]
-            del self._resident[name]
-            self._free_slots.append(item.slot)
-            self._num_bytes -= item.num_bytes
+            slot = self._free(name)
             self._num_evictions += 1
-            self._drops[item.slot] = None
-            self._loads.pop(item.slot, None)
+            self._drops[slot] = None
+            self._loads.pop(slot, None)
         return True
+
+    def _free(self, name: str) -> int:
+        """Take an adapter's slot, which is returned, and its bytes."""
+        item = self._resident.pop(name)
+        self._free_slots.append(item.slot)
+        self._num_bytes -= item.num_bytes
+        return item.slot
 
     def _first_to_go(self, num_bytes: int, names: list[str]) -> list[str] | None:
         """As many of `names` as would make room for so many bytes; None if all of them would not."""

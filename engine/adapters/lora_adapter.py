@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,8 +20,9 @@ from engine.adapters.peft_config import PeftConfig, read_peft_config
 from engine.errors import ModelLoadError
 from engine.loading.decoder_weights import Linear, decoder_linears
 from engine.loading.file_supply import LOCAL, FileSupply
+from engine.loading.fingerprint import Span
 from engine.loading.safetensors_checkpoint import read_header
-from engine.loading.stored_tensor import FloatArray, StoredTensor
+from engine.loading.stored_tensor import ByteArray, FloatArray, StoredTensor
 from engine.loading.weight_names import WEIGHT_NAMES
 from engine.model_config import ModelConfig
 from engine.parallel import DecoderShard
@@ -35,11 +37,54 @@ class LoraFactors(NamedTuple):
     b: FloatArray
 
 
+class _WeightsFile:
+    """An adapter's file, held open, so that its folder may be deleted once it is known.
+
+    It is read, not mapped: a mapped file that is cut or whose disk fails ends the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._version = self._stat()
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+    def read(self, span: Span) -> ByteArray:
+        """A tensor's bytes. Raises ModelLoadError: it has been written to since; OSError: it cannot be read."""
+        parts, position, end = [], span.start, span.start + span.num_bytes
+        while position < end and (part := os.pread(self._fd, end - position, position)):
+            parts.append(part)
+            position += len(part)
+        # Afterwards, so that what was read is of the version that was checked.
+        if position < end or self._stat() != self._version:
+            raise ModelLoadError(f"{self._path} has changed since it was checked; give a new version another name")
+        return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+    def _stat(self) -> tuple[int, int]:
+        status = os.fstat(self._fd)
+        return status.st_size, status.st_mtime_ns
+
+
+class _Tensor(NamedTuple):
+    """A tensor of an adapter's file, read when it is asked for."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    file: _WeightsFile
+    span: Span
+
+    def floats(self) -> FloatArray:
+        return StoredTensor(self.name, self.shape, self.type, self.file.read(self.span)).floats()
+
+
 class _Stored(NamedTuple):
     """A's and B's tensors of one module."""
 
-    a: StoredTensor
-    b: StoredTensor
+    a: _Tensor
+    b: _Tensor
     scale: float
 
     @property
@@ -48,7 +93,7 @@ class _Stored(NamedTuple):
 
 
 class LoraAdapter:
-    """A checked adapter. Its file stays mapped, so that a folder may be deleted once it is known.
+    """A checked adapter. Its file stays open, so that a folder may be deleted once it is known.
 
     Attributes:
         name: by which requests ask for it.
@@ -72,7 +117,12 @@ class LoraAdapter:
         self.ranks = {key: modules[linear.tensor].rank for key, linear in self._linears.items()}
 
     def factors(self, key: str) -> LoraFactors | None:
-        """float32 A and B of one matrix, None if nothing is added to it."""
+        """float32 A and B of one matrix, None if nothing is added to it.
+
+        Raises:
+            ModelLoadError: the file has been written to since it was checked.
+            OSError: it cannot be read.
+        """
         linear = self._linears.get(key)
         if linear is None:
             return None
@@ -119,19 +169,13 @@ def read_adapter(
     return LoraAdapter(name, source, linears, modules, supply)
 
 
-def _tensors(path: Path) -> list[StoredTensor]:
+def _tensors(path: Path) -> list[_Tensor]:
     if not path.is_file() and path.with_suffix(".bin").is_file():
         raise ModelLoadError(f"{path.with_suffix('.bin')}: pickled weights are never read; convert them to safetensors")
     file = read_header(path)
-    data = np.memmap(path, dtype=np.uint8, mode="r") if file.spans else np.empty(0, np.uint8)
-    entries = json.loads(file.header)
+    weights, entries = _WeightsFile(path), json.loads(file.header)
     return [
-        StoredTensor(
-            span.name,
-            tuple(entries[span.name]["shape"]),
-            entries[span.name]["dtype"],
-            data[span.start : span.start + span.num_bytes],
-        )
+        _Tensor(span.name, tuple(entries[span.name]["shape"]), entries[span.name]["dtype"], weights, span)
         for span in file.spans
     ]
 
@@ -168,9 +212,9 @@ class _Checker:
             if config.adapts(module, self._layer(module)) and rank > self._max_rank:
                 raise ModelLoadError(f"{config.path}: rank {rank} of {module} is above max_lora_rank={self._max_rank}")
 
-    def match(self, tensors: Iterable[StoredTensor], path: Path) -> dict[str, _Stored]:
+    def match(self, tensors: Iterable[_Tensor], path: Path) -> dict[str, _Stored]:
         """A and B of each adapted module: all of them, each in its shape, and no other tensor."""
-        found: dict[tuple[str, str], StoredTensor] = {}
+        found: dict[tuple[str, str], _Tensor] = {}
         for tensor in tensors:
             match = _TENSOR.fullmatch(tensor.name)
             module = self._module(match["module"]) if match else None
@@ -195,12 +239,12 @@ class _Checker:
 
     def _checked(
         self,
-        found: dict[tuple[str, str], StoredTensor],
+        found: dict[tuple[str, str], _Tensor],
         path: Path,
         module: str,
         factor: str,
         shape: tuple[int, int],
-    ) -> StoredTensor:
+    ) -> _Tensor:
         tensor = found.get((module, factor))
         if tensor is None:
             raise ModelLoadError(f"{path}: tensor base_model.model.{module}.lora_{factor}.weight is missing")

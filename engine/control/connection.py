@@ -41,6 +41,8 @@ class Kind(enum.IntEnum):
     BEAT = 7  # rank → driver: alive, and how many steps are done
     FAILED = 8  # rank → driver: why this rank ends
     STOP = 9  # driver → rank: end
+    ADAPTER = 10  # driver → rank: an adapter to prepare beside the steps, before one loads it
+    ADAPTER_READY = 11  # rank → driver: it is prepared, or why it cannot be
 
 
 class Frame(NamedTuple):

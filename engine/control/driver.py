@@ -18,7 +18,7 @@ from engine.control.futex import futexes_work
 from engine.control.rank import STEP_NUMBER, RankSetup, node_identity
 from engine.control.rank_link import RankLink
 from engine.control.shared_ring import RingError, RingWriter
-from engine.errors import CommunicatorError, QuireError
+from engine.errors import CommunicatorError, ModelLoadError, QuireError
 from engine.parallel import TensorParallelGroup
 from engine.preemption import SwapCost
 
@@ -72,6 +72,7 @@ class WorkerGroup:
         self._ring: RingWriter | None = None
         self._num_sent = 0
         self._num_done = 0
+        self._num_adapters = 0
         self._done_at = 0.0
         self._failure: QuireError | None = None
         self._leave: Callable[[], None] = lambda: None
@@ -140,6 +141,27 @@ class WorkerGroup:
         if self._ring is not None:
             self._ring.unlink()
         return [SwapCost(*cost) for cost in found if cost is not None]
+
+    def begin_adapter(self, name: str, source: str) -> int:
+        """Have all ranks prepare an adapter beside the steps; its number, for `await_adapter`. On one thread."""
+        self._num_adapters += 1
+        for link in self._links:
+            with self._reaching(link):
+                link.connection.send_json(Kind.ADAPTER, number=self._num_adapters, name=name, source=source)
+        return self._num_adapters
+
+    def await_adapter(self, number: int) -> None:
+        """Wait until all ranks have prepared it.
+
+        Raises:
+            ModelLoadError: one cannot; the message names the rank.
+            CommunicatorError: one is lost, or the group was closed.
+        """
+        for link in self._links:
+            while (answer := self._await(link, Kind.ADAPTER_READY))["number"] != number:
+                pass  # of one that was given up, as another rank had failed to prepare it
+            if answer["error"]:
+                raise ModelLoadError(f"rank {link.rank}: {answer['error']}")
 
     def rouse(self) -> None:
         """A step follows at once: ranks that sleep are woken while it is encoded, which takes as long."""
@@ -242,6 +264,8 @@ class WorkerGroup:
         deadline = time.monotonic() + _LOAD_TIMEOUT_S
         while time.monotonic() < deadline:
             self.check_health()
+            if self._closed.is_set():
+                raise CommunicatorError("the ranks have been told to end")
             answer = link.answer(kind, _WATCH_INTERVAL_S)
             if answer is not None:
                 return answer

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from engine.adapters import LoraAdapter
 from engine.config import CacheConfig, EngineConfig
 from engine.control.connection import ControlError, Frame, Invitation, Kind, join
+from engine.control.rank_adapters import RankAdapters
 from engine.control.shared_ring import RingError, RingReader
 from engine.control.step_codec import decode_step
 from engine.errors import CommunicatorError
@@ -56,6 +57,10 @@ class RankWorker(Protocol):
 
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         """What that takes while it is resident."""
+        ...
+
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:
+        """What can be made of it beside the steps, on any thread."""
         ...
 
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
@@ -122,6 +127,7 @@ class _Rank:
         self._make_worker = make_worker
         self._connection = join(invitation)
         self._worker: RankWorker | None = None
+        self._adapters: RankAdapters | None = None
         self._ring: RingReader | None = None
         self._inbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()  # None: no more will come
         self._cancellation = Cancellation()
@@ -155,17 +161,19 @@ class _Rank:
         if cache["ring"]:
             self._ring = RingReader(cache["ring"], cache["reader"])
         worker.build_cache(CacheConfig(**cache["cache"]), cache["max_model_len"])
+        self._adapters = RankAdapters(worker, max(1, setup.config.max_loras), connection)
         connection.send_json(Kind.READY, swap_cost=worker.swap_cost)
         return worker
 
     def _serve(self, worker: RankWorker) -> None:
+        assert self._adapters is not None, "it has started"
         while (message := self._next()) is not None:
             (number,) = STEP_NUMBER.unpack_from(message)
             if number != self._num_done + 1:
                 raise CommunicatorError(
                     f"rank {self._rank} fell out of step: it was sent step {number} and expects {self._num_done + 1}"
                 )
-            worker.execute(decode_step(message[STEP_NUMBER.size :], worker.read_adapter))
+            worker.execute(decode_step(message[STEP_NUMBER.size :], self._adapters.take))
             self._num_done = number
 
     def _next(self) -> bytes | None:
@@ -193,12 +201,16 @@ class _Rank:
                 frame = self._connection.receive(3600.0)
                 if frame is not None and frame.kind == Kind.STOP:
                     break
-                if frame is not None:
+                if frame is not None and frame.kind == Kind.ADAPTER and self._adapters is not None:
+                    self._adapters.begin(**frame.json())
+                elif frame is not None:
                     self._inbox.put(frame)
         except ControlError as error:
             if not self._ended.is_set():
                 logger.warning("rank %d ends: rank 0 has gone (%s)", self._rank, error)
         self._stopping.set()
+        if self._adapters is not None:
+            self._adapters.close()
         self._inbox.put(None)
         self._cancellation.set()
         if self._worker is not None and not self._ended.is_set():

@@ -33,7 +33,7 @@ class RankLink:
         self.num_done = 0
         self._lose = lose
         self._answers: dict[int, queue.SimpleQueue[Frame]] = {
-            kind: queue.SimpleQueue() for kind in (Kind.LOADED, Kind.READY)
+            kind: queue.SimpleQueue() for kind in (Kind.LOADED, Kind.READY, Kind.ADAPTER_READY)
         }
         self._thread = threading.Thread(target=self._listen, name=f"quire-rank-{rank}", daemon=True)
 
@@ -46,7 +46,7 @@ class RankLink:
         self._thread.start()
 
     def answer(self, kind: Kind, timeout_s: float) -> dict[str, Any] | None:
-        """The rank's LOADED or READY; None if it has not come in time."""
+        """The rank's LOADED, READY or ADAPTER_READY; None if it has not come in time."""
         try:
             return self._answers[kind].get(timeout=timeout_s).json()
         except queue.Empty:

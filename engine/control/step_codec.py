@@ -7,7 +7,7 @@
     tokens   int32 [n]      of all sequences, one after the other
     blocks   int32 [n]      their block tables
     drops    int32 [n]      slots of adapters to empty
-    loads    UTF-8 [n]      slots to fill: JSON, a list of slot, name and source; each rank reads its own part
+    loads    UTF-8 [n]      slots to fill: JSON, a list of slot, name and source; each rank has prepared its own part
 
 Rank 0 draws alone. The others compute their part of the logits, for which they need to know of which rows, and nothing
 of who asked for them and how they are to be drawn from.
@@ -65,11 +65,11 @@ def encode_step(output: SchedulerOutput) -> bytes:
     return b"".join((array("i", counts), rows, pairs, *tokens, *blocks, array("i", drops), text))
 
 
-def decode_step(message: bytes, read_adapter: Callable[[str, str], LoraAdapter]) -> SchedulerOutput:
+def decode_step(message: bytes, take_adapter: Callable[[str, str], tuple[LoraAdapter, object]]) -> SchedulerOutput:
     """The step as a rank other than 0 runs it, with DRAWN_BY_RANK_0 for what is drawn. Arrays are views of `message`.
 
     Args:
-        read_adapter: gives this rank's part of an adapter by its name and source.
+        take_adapter: gives this rank's part of an adapter by its name and source, and what was made of it beforehand.
 
     Raises:
         ValueError: the message is shorter or longer than it says.
@@ -96,7 +96,7 @@ def decode_step(message: bytes, read_adapter: Callable[[str, str], LoraAdapter])
     scheduled = tuple(map(ScheduledSequence._make, zip(*columns, strict=True)))
     copies = tuple(BlockCopy(source, destination) for source, destination in pairs)
     orders = json.loads(text) if text else ()
-    loads = tuple(AdapterLoad(slot, read_adapter(name, source)) for slot, name, source in orders)
+    loads = tuple(AdapterLoad(slot, *take_adapter(name, source)) for slot, name, source in orders)
     return SchedulerOutput(
         scheduled,
         copies[:num_out],

@@ -89,6 +89,13 @@ class ParallelExecutor(Executor):
     def read_adapter(self, name: str, source: str) -> LoraAdapter:
         return self._worker.read_adapter(name, source)
 
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:
+        """On all ranks at once: the step that loads it finds each rank's part ready."""
+        number = self._group.begin_adapter(adapter.name, adapter.source)
+        prepared = self._worker.prepare_adapter(adapter)
+        self._group.await_adapter(number)
+        return prepared
+
     def adapter_bytes(self, adapter: LoraAdapter) -> int:
         """Of rank 0's part; the others' are about as large."""
         return self._worker.adapter_bytes(adapter)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from engine.adapters import NO_CHANGES, AdapterManager
 from engine.config import EngineConfig
+from engine.errors import AdapterUnavailableError
 from engine.memory import BlockCopy, KVCache
 from engine.preemption import PreemptionPolicy
 from engine.scheduling.scheduler_output import SampleRequest, ScheduledSequence, SchedulerOutput
@@ -62,6 +63,8 @@ class Scheduler:
         self.num_recomputations = 0
         self.num_cached_tokens = 0
         self.preempted: list[SequenceGroup] = []  # by the last `schedule`
+        # Of the last `schedule`: groups that wait for an adapter which cannot be loaded, to be ended by the engine.
+        self.failed: list[tuple[SequenceGroup, AdapterUnavailableError]] = []
 
     @property
     def num_preemptions(self) -> int:
@@ -99,6 +102,7 @@ class Scheduler:
         """Fill one token budget: running groups first, oldest first, then waiting ones while blocks and seats last."""
         step = Step(self.config.max_num_batched_tokens)
         self.preempted.clear()
+        self.failed.clear()
         self._schedule_running(step)
         # What was preempted in a step is not re-admitted in it: the blocks it gave up are for those that run.
         if not step.is_short_of_blocks:
@@ -184,6 +188,8 @@ class Scheduler:
             if group.adapter_slot is None:
                 group.adapter_slot = self._adapters.acquire(group.adapter)
             if group.adapter_slot is None:
+                if (failure := self._adapters.failure(group.adapter)) is not None:
+                    self.failed.append((group, failure))
                 position += 1  # its adapter is being loaded, or those in use leave no slot
                 continue
             del self.waiting[position]

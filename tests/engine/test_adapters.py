@@ -4,7 +4,9 @@ into which PEFT's merge has put the adapter."""
 from __future__ import annotations
 
 import itertools
+import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ import pytest
 
 from engine import EngineConfig, LLMEngine, SamplingParams
 from engine.adapters import AdapterLoader, LoraAdapter
-from engine.errors import ConfigError, ModelLoadError, ModelNotFoundError
+from engine.errors import AdapterUnavailableError, ConfigError, ModelLoadError, ModelNotFoundError
+from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 from tests.engine.adapters.peft import GPT2, merge, write_adapter, write_adapters, write_base
 
@@ -46,8 +49,10 @@ def request(adapter: str, content: int, max_tokens: int = 16, **params: Any) -> 
     return EngineRequest(f"{adapter}-{next(_ids)}", prompt, sampling, adapter=adapter)
 
 
-def run(engine: LLMEngine, requests: list[EngineRequest]) -> list[dict[int, list[int]]]:
-    """Each request's tokens by sample."""
+def run(
+    engine: LLMEngine, requests: list[EngineRequest], others: Callable[[SequenceOutput], None] = lambda _: None
+) -> list[dict[int, list[int]]]:
+    """Each request's tokens by sample. `others` gets what is of no request of these."""
     found: dict[str, dict[int, list[int]]] = {item.request_id: {} for item in requests}
     for item in requests:
         engine.add_request(item)
@@ -58,6 +63,8 @@ def run(engine: LLMEngine, requests: list[EngineRequest]) -> list[dict[int, list
                 found[output.request_id].setdefault(output.index, []).extend(output.token_ids)
                 if output.request_finished:
                     left.remove(output.request_id)
+            else:
+                others(output)
         engine.check_invariants()
     return [found[item.request_id] for item in requests]
 
@@ -202,6 +209,36 @@ def test_steps_go_on_while_an_adapter_is_loaded(base: str, adapters: dict[str, s
         tokens += [token for output in engine.step() for token in output.token_ids]
     assert tokens == run(make(base, adapters), [request("a1", 1)])[0][0]
     assert engine.adapter_stats().load_s > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"async_scheduling": True}])
+def test_an_adapter_that_cannot_be_read_any_more_fails_its_requests_and_nothing_else(
+    options: dict[str, Any], base: str, adapters: dict[str, str], tmp_path: Path
+) -> None:
+    broken = write_adapter(tmp_path / "broken", base, 3)
+    engine = make(base, {"a0": adapters["a0"], "broken": broken}, **options)
+    (tmp_path / "broken" / "adapter_model.safetensors").write_bytes(b"")
+    well = [request("a0", 1), request("", 2)]
+    doomed = [request("broken", 3), request("broken", 4, n=2)]
+    for item in (*well, *doomed):
+        engine.add_request(item)
+    tokens: dict[str, list[int]] = {item.request_id: [] for item in well}
+    failed: dict[str, list[int]] = {}
+    while engine.has_unfinished_requests:
+        for output in engine.step():
+            if output.error is None:
+                tokens[output.request_id] += output.token_ids
+                continue
+            assert isinstance(output.error, AdapterUnavailableError)
+            assert re.match(r"adapter broken cannot be loaded: .* has changed since", str(output.error))
+            assert output.finish_reason == "error"
+            failed.setdefault(output.request_id, []).append(output.index)
+        engine.check_invariants()
+    assert failed == {doomed[0].request_id: [0], doomed[1].request_id: [0, 1]}
+    expected = run(make(base, adapters), [request("a0", 1), request("", 2)])
+    assert list(tokens.values()) == [item[0] for item in expected]
+    stats = engine.adapter_stats()
+    assert (stats.resident, stats.num_loads, stats.num_failures) == (("a0",), 1, 1)
 
 
 @pytest.mark.parametrize("kernels", RUNNERS)

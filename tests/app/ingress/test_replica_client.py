@@ -35,7 +35,14 @@ from app.transport.messages import (
     encode_load,
 )
 from app.transport.submit_messages import SUBMIT_VERSION, decode_submit
-from engine.errors import EngineDeadError, OverloadedError, PromptTooLongError, QuireError, RequestError
+from engine.errors import (
+    AdapterUnavailableError,
+    EngineDeadError,
+    OverloadedError,
+    PromptTooLongError,
+    QuireError,
+    RequestError,
+)
 from engine.memory import BlockChanges
 from engine.outputs import FinishReason, SequenceOutput, TokenLogprobs
 from engine.request import EngineRequest, ResumedSequence
@@ -52,6 +59,8 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.anyio
 
+# What Serve's router calls the deployment.
+KEY = "app#engine"
 OPTIONS = ClientOptions(final_record_s=0.1, placement_timeout_s=5.0)
 
 
@@ -231,7 +240,7 @@ class Fleet:
         return self.replicas[name]
 
     def publish(self, *names: str) -> None:
-        registry.publish("app#engine", tuple(self.replicas[name].info for name in names))
+        registry.publish(KEY, tuple(self.replicas[name].info for name in names))
 
     async def first_call(self, count: int = 1) -> tuple[Replica, Call]:
         """The replica that got the `count`-th call, once it has."""
@@ -441,10 +450,13 @@ async def test_an_unforeseen_fault_on_a_replica_is_reported_and_not_repeated(wor
     assert len(world.fleet.calls) == 1
 
 
-async def test_an_overloaded_replica_sends_the_request_to_another_once(world: World) -> None:
+@pytest.mark.parametrize("error", [OverloadedError("full", retry_after_s=3), AdapterUnavailableError("gone")])
+async def test_a_replica_that_is_full_or_lacks_the_adapter_sends_the_request_to_another_once(
+    error: QuireError, world: World
+) -> None:
     reader = world.read(make_request())
     replica, call = await world.fleet.first_call()
-    call.reply.set_exception(wrapped(OverloadedError("full", retry_after_s=3)))
+    call.reply.set_exception(wrapped(error))
     other, second = await world.fleet.first_call(2)
     assert other is not replica
     other.step(second, finish="length")
@@ -652,9 +664,22 @@ async def test_with_no_replica_for_too_long_requests_fail() -> None:
 
 
 async def test_a_model_that_scales_to_zero_is_ready_at_zero() -> None:
-    world = World(OPTIONS._replace(scales_to_zero=True))
+    world = World()
+    assert not await world.client.wait_ready(0.02), "nothing is known of its deployment"
+    registry.describe(KEY, scales_to_zero=True)
     assert await world.client.wait_ready(1)
     assert world.client.state()[1:3] == (True, 0)
+    later = World()
+    assert await later.client.wait_ready(1), "a client that comes later is told"
+    await later.client.close()
+    # Its config has changed since: the replicas that were started with it say so.
+    replica = world.fleet.add("changed")
+    replica.info = replica.info._replace(metadata={**replica.info.metadata, "scales_to_zero": False})
+    world.fleet.publish("changed")
+    await until(lambda: replica.listener)
+    world.fleet.publish()
+    await until(lambda: not world.client.state().ready)
+    registry.describe(KEY, scales_to_zero=False)
     await world.client.close()
 
 

@@ -29,10 +29,11 @@ def test_a_pools_kinds_and_preemptions_are_split() -> None:
 
 
 def test_adapters_are_told() -> None:
-    stats = replace(STATS, adapters=AdapterStats(6, 4, ("sql", "chat"), 4096, 0, 1.5))
+    stats = replace(STATS, adapters=AdapterStats(6, 4, ("sql", "chat"), 4096, 0, 1.5, 2))
     counters = replica_counters(EngineAccounts(stats, MemoryUsage(80, 10, 6, 0, 0, 64, 6, 6)))
     assert (counters.num_adapters, counters.adapter_bytes, counters.adapter_load_s) == (2, 4096, 1.5)
     assert (counters.num_adapter_loads, counters.num_adapter_evictions) == (6, 4)
+    assert counters.num_adapter_load_failures == 2
 
 
 def test_a_real_engines_kinds_add_up_and_its_time_is_split() -> None:

@@ -26,7 +26,7 @@ from app.transport.messages import (
     encode_stop,
 )
 from app.transport.submit_messages import Submission, encode_submit
-from engine.errors import EngineDeadError, PromptTooLongError
+from engine.errors import AdapterUnavailableError, EngineDeadError, PromptTooLongError, QuireError
 from engine.memory import BlockChanges, MemoryUsage
 from engine.outputs import EngineAccounts, EngineStats, SequenceOutput
 from engine.request import EngineRequest
@@ -105,6 +105,11 @@ class HandDrivenEngine:
         self._stats = replace(self._stats, num_steps=self._stats.num_steps + 1, num_running=running)
         self._on_step(outputs)
 
+    def fail(self, key: str, error: QuireError) -> None:
+        """End a request as one that fails alone."""
+        del self.requests[key]
+        self._on_step([SequenceOutput(key, 0, [], finish_reason="error", request_finished=True, error=error)])
+
 
 class Ingress:
     """Hears one replica."""
@@ -171,6 +176,26 @@ async def until(condition: Callable[[], object], timeout_s: float = 3.0) -> None
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - conditions of other threads
             await asyncio.sleep(0.002)
+
+
+async def test_a_request_that_fails_alone_fails_its_call_and_the_others_go_on(world: World) -> None:
+    left = await world.connect("left")
+    carrier = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01"}
+    call, other = world.call("left", 1, trace=carrier), world.call("left", 2)
+    world.submit("left", 3)
+    await until(lambda: len(world.engine.requests) == 3)
+    error = AdapterUnavailableError("adapter sql cannot be loaded: it is gone")
+    world.engine.fail("left/1", error)
+    world.engine.fail("left/3", error)
+    for failed in (call, world.call("left", 3)):
+        with pytest.raises(AdapterUnavailableError, match="adapter sql cannot be loaded"):
+            await failed
+    world.engine.step(("left/2", [7], "stop"))
+    assert (await other)["finish_reasons"] == ["stop"]
+    assert [[row.attempt for row in step] for step in left.steps() if step] == [[2]], "the socket says nothing of them"
+    await until(lambda: world.collected.spans)
+    (span,) = world.collected.spans
+    assert span.status.description == str(error)
 
 
 async def test_one_frame_a_step_and_ingress(world: World) -> None:

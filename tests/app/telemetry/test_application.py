@@ -72,10 +72,10 @@ async def test_a_replicas_adapters(tokenizer: Tokenizer) -> None:
         name: total(families, f"quire_{name}", model="tiny", replica="replica-1")
         for name in (
             *("resident_adapters", "adapter_memory_bytes", "adapter_loads_total", "adapter_evictions_total"),
-            "adapter_load_seconds_total",
+            *("adapter_load_seconds_total", "adapter_load_failures_total"),
         )
     }
-    assert list(told.values()) == [2, 4096, 6, 4, 1.5]
+    assert list(told.values()) == [2, 4096, 6, 4, 1.5, 3]
 
 
 async def test_an_ingress_that_does_not_answer_is_missing_and_counted_so(tokenizer: Tokenizer) -> None:

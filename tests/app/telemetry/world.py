@@ -42,6 +42,7 @@ COUNTERS = ReplicaCounters(
     num_adapter_loads=6,
     num_adapter_evictions=4,
     adapter_load_s=1.5,
+    num_adapter_load_failures=3,
 )
 
 SCALING = ScalingTelemetry(

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from engine.adapters import AdapterLoader, AdapterManager, LoraAdapter
 from engine.adapters.adapter_loader import Loaded
-from engine.errors import ConfigError
+from engine.errors import AdapterUnavailableError, ConfigError
 
 SIZES = {"a": 10, "b": 20, "c": 30, "d": 10, "e": 25}
 
@@ -150,14 +150,51 @@ def test_an_adapter_is_used_once_it_is_loaded() -> None:
     manager.check_invariants()
 
 
-def test_what_cannot_be_read_any_more_is_said() -> None:
+def test_what_cannot_be_read_any_more_gives_its_slot_back_and_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     loader = HeldLoader()
     manager = AdapterManager(1, None, lambda item: SIZES[item.name], loader)
     manager.register(adapter("a"))
+    manager.register(adapter("b"))
     assert manager.acquire("a") is None
-    loader.futures["a"].set_exception(OSError("gone"))
-    with pytest.raises(OSError, match="gone"):
-        manager.begin_round()
+    assert manager.failure("a") is None
+    loader.futures.pop("a").set_exception(OSError("gone"))
+    manager.begin_round()
+    assert manager.acquire("a") is None
+    failure = manager.failure("a")
+    assert isinstance(failure, AdapterUnavailableError)
+    assert str(failure) == "adapter a cannot be loaded: gone"
+    assert "adapter a cannot be loaded" in caplog.text
+    assert (manager.stats().resident, manager.stats().num_free_slots, manager.stats().num_failures) == ((), 1, 1)
+    manager.check_invariants()
+    assert manager.acquire("b") is None, "the slot is another's to have in the same round"
+    assert manager.stats().resident == ("b",)
+    loader.futures["b"].set_result(Loaded(None, 0.5))
+    manager.begin_round()
+    assert manager.failure("a") is None
+    assert manager.acquire("b") == 0
+    manager.release("b")
+    assert manager.acquire("a") is None, "whoever asks later has it tried again"
+    loader.futures["a"].set_result(Loaded(None, 0.5))
+    manager.begin_round()
+    assert manager.acquire("a") == 0
+    assert [load.adapter.name for load in manager.take_changes().loads] == ["a"]
+    assert (manager.stats().num_loads, manager.stats().num_failures) == (2, 1)
+
+
+def test_a_load_that_fails_at_once() -> None:
+    class Failing(AdapterLoader):
+        def start(self, _: LoraAdapter) -> Future[Loaded]:
+            failed: Future[Loaded] = Future()
+            failed.set_exception(OSError("gone"))
+            return failed
+
+    manager = AdapterManager(1, None, lambda item: SIZES[item.name], Failing(None))
+    manager.register(adapter("a"))
+    assert manager.acquire("a") is None
+    assert manager.failure("a") is not None
+    assert manager.acquire("a") is None
+    assert manager.stats().num_failures == 1, "not tried again for each request of a round"
+    manager.check_invariants()
 
 
 def test_waiting_for_a_load() -> None:

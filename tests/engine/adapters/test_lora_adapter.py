@@ -74,6 +74,17 @@ def test_a_known_adapter_outlives_its_folder(base: str, tmp_path: Path) -> None:
     assert adapter.factors("layers.0.query") is not None
 
 
+@pytest.mark.parametrize("keep", [0.3, 1.0])
+def test_a_file_that_was_written_to_is_not_read(keep: float, base: str, tmp_path: Path) -> None:
+    """Mapped, one that was cut would end the process."""
+    adapter = read(write_adapter(tmp_path, base), base)
+    path = tmp_path / "adapter_model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(int(len(whole) * keep)))
+    with pytest.raises(ModelLoadError, match=r"adapter_model\.safetensors has changed since it was checked"):
+        adapter.factors("layers.1.down")
+
+
 @pytest.mark.parametrize(
     ("config", "error"),
     [

@@ -57,6 +57,10 @@ class SummingWorker:
         """As float32."""
         return 4 * adapter.num_elements
 
+    def prepare_adapter(self, adapter: LoraAdapter) -> object:
+        """Nothing."""
+        raise AssertionError(f"adapter {adapter.name} was never read")
+
     def execute(self, output: SchedulerOutput) -> SamplerOutput:
         tokens = tuple(
             SampledToken(item.seq_id, int(item.token_ids.sum() + item.block_table.sum() + item.start), 0.0, ())

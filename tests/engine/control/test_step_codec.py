@@ -66,9 +66,9 @@ def plain(value: Any) -> Any:
     return (type(value), value)
 
 
-def own_part(name: str, source: str) -> LoraAdapter:
+def own_part(name: str, source: str) -> tuple[LoraAdapter, object]:
     assert ADAPTERS[name].source == source
-    return ADAPTERS[name]
+    return ADAPTERS[name], None
 
 
 def as_others_run_it(item: ScheduledSequence) -> ScheduledSequence:

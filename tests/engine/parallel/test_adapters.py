@@ -3,12 +3,15 @@ inputs are."""
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from engine import LLMEngine
 from engine.errors import ConfigError, ModelLoadError
+from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 from tests.engine.adapters.peft import GPT2, write_adapter, write_adapters, write_base
 from tests.engine.parallel.test_tokens import engine_of
@@ -52,6 +55,27 @@ def assert_added_while_it_runs(engine: LLMEngine, adapters: dict[str, str], expe
     assert run(engine, [item]) == [expected]
     with pytest.raises(ConfigError, match="adapter later is known already"):
         engine.add_adapter("later", adapters["a2"])
+
+
+def test_a_rank_that_cannot_read_an_adapter_fails_its_requests_and_nothing_else(
+    base: str, adapters: dict[str, str], tmp_path: Path
+) -> None:
+    later = write_adapter(tmp_path / "later", base, 5)
+    with engine_of(base, tensor_parallel_size=2, **options(adapters)) as engine:
+        expected = run(engine, [request("a0", 1), request("", 2)])
+        engine.add_adapter("later", later)  # rank 0 has read it now, the other rank will when it is asked for
+        shutil.rmtree(tmp_path / "later")
+        doomed = request("later", 3)
+        engine.add_request(doomed)
+        failed: list[SequenceOutput] = []
+        assert run(engine, [request("a0", 1), request("", 2)], failed.append) == expected
+        while engine.has_unfinished_requests:
+            failed += engine.step()
+        (output,) = failed
+        assert output.request_id == doomed.request_id
+        assert re.search(r"adapter later cannot be loaded: rank 1: .*later: no such folder", str(output.error))
+        assert run(engine, [request("a1", 1)]), "and the next adapter is prepared as ever"
+        engine.check_health()
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
