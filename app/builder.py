@@ -13,6 +13,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from app.autoscaling.serve_options import autoscaling_config
 from app.config import (
     INGRESS,
+    REQUEST_ROUTER,
     AppArgs,
     DeploymentArgs,
     IngressAppArgs,
@@ -28,9 +29,6 @@ from app.replica.anchor import ModelAnchor
 from app.replica.deployment import EngineReplica
 from app.replica.placement import placement_options, rank_bundles
 from app.replica.supply import check_supply, cluster_supply
-
-# By name: the router is then imported where it runs.
-REQUEST_ROUTER = "app.balancer.router:BookedRequestRouter"
 
 # The root of a model's own application.
 ANCHOR = "Model"

@@ -20,6 +20,8 @@ from engine.errors import ConfigError
 
 # The name of the HTTP deployment, by which a config's `deployments` overrides its user_config.
 INGRESS = "Ingress"
+# By name: the router is then imported where it runs.
+REQUEST_ROUTER = "app.balancer.router:BookedRequestRouter"
 
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app.config import engine_deployment_name
+from app.config import REQUEST_ROUTER, engine_deployment_name
 from benchmarks.elastic.workload import Prices
 from benchmarks.fleet.server import MODEL, free_port, serving
 
@@ -47,9 +47,15 @@ def elastic_config(
     if ray_policy is None:
         applications = [_application("elastic", "/", "build", {"models": [model]})]
     else:
-        # The override is Serve's affair alone: an ingress of another application is told that no replica is no failure.
-        entry = {"id": MODEL, "application": "elastic", "source": model["source"], "scales_to_zero": True}
-        override = {"name": _DEPLOYMENT, "num_replicas": None, "autoscaling_config": dict(ray_policy)}
+        # The override is Serve's affair alone: the ingress has to be told that no replica is no failure.
+        router = {"request_router_class": REQUEST_ROUTER, "request_router_kwargs": {"scales_to_zero": True}}
+        override = {
+            "name": _DEPLOYMENT,
+            "num_replicas": None,
+            "autoscaling_config": dict(ray_policy),
+            "request_router_config": router,
+        }
+        entry = {"id": MODEL, "application": "elastic", "source": model["source"]}
         front = {"name": "Ingress", "user_config": {"models": [entry]}}
         applications = [
             {**_application("elastic", None, "build_model", {"model": model}), "deployments": [override]},

@@ -15,6 +15,7 @@ UNITLESS_COUNTS = (
     "adapters",
     "loads",
     "evictions",
+    "failures",
     "decisions",
     "resubmissions",
     "routes",

@@ -49,5 +49,6 @@ def test_rays_own_policy_takes_the_place_of_ours() -> None:
     assert override["autoscaling_config"]["target_ongoing_requests"] == 3.0
     # Serve deploys both, and the ingress takes requests with no replica behind it.
     ServeDeploySchema.model_validate(elastic_config(Prices(), {}, {"max_replicas": 4}))
+    assert override["request_router_config"]["request_router_kwargs"] == {"scales_to_zero": True}
     (entry,) = IngressUserConfig.model_validate(ingress["deployments"][0]["user_config"]).models
-    assert (entry.application, entry.scales_to_zero) == (ray["name"], True)
+    assert entry.application == ray["name"]
