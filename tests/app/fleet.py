@@ -7,9 +7,10 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
@@ -102,7 +103,7 @@ class Fleet:
 
     def ask(self, model: str, **fields: Any) -> dict[str, Any]:
         """A completion, with its route receipt."""
-        return dict(json.loads(self._post({"model": model, "prompt": [1, 2, 3], **fields})))
+        return dict(json.loads(self._post({"model": model, "prompt": [1, 2, 3], **fields}, {RECEIPT_HEADER: "1"})))
 
     def stream(self, model: str, seed: int) -> str:
         """The text of a long stream; what breaks it fails the test."""
@@ -113,8 +114,8 @@ class Fleet:
         assert events[-1]["choices"][0]["finish_reason"] == "length"
         return "".join(event["choices"][0]["text"] for event in events)
 
-    def _post(self, body: dict[str, Any]) -> str:
-        headers = {"content-type": "application/json", RECEIPT_HEADER: "1"}
+    def _post(self, body: dict[str, Any], headers: Mapping[str, str] = MappingProxyType({})) -> str:
+        headers = {"content-type": "application/json", **headers}
         request = Request(f"{self.url}/v1/completions", json.dumps(body).encode(), headers)
         with urlopen(request, timeout=240) as response:
             return str(response.read().decode())
