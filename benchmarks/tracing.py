@@ -1,9 +1,13 @@
-"""What tracing costs: CPU time a token of a server that traces, as the environment's sampler says, against one that
-traces none.
+"""What tracing costs: CPU time a token of a server that traces, against one that does not.
 
 Two serving sessions of the same config stand side by side, one with an OTLP endpoint; they answer the same requests in
-turn, in alternating order. Counted is the CPU time of all processes of a session, Ray's included; neither the load
-generator's nor the collector's, which takes what comes and throws it away. The last line is one JSON object.
+turn, in alternating order. Or, with `--same-session`, one session that traces answers them in turn from clients that
+leave it to the server which requests are traced, and from clients who say that theirs are not to be: what remains is
+what the traced requests cost, without what two sessions differ in by chance.
+
+Counted is the CPU time of all processes of a session, Ray's included; neither the load generator's nor the collector's,
+which takes what comes and throws it away. A run can be cut into pieces: with `--pairs-file` the pairs of earlier pieces
+count too. The last line is one JSON object, also of a run that is interrupted.
 """
 
 from __future__ import annotations
@@ -11,11 +15,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
+import signal
 import statistics
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +40,11 @@ from benchmarks.serving.load import Load, run_load
 
 MODEL = "measured"
 _VOCABULARY = range(1000, 30000)
+_NOT_SAMPLED = f"00-{'ab' * 16}-{'cd' * 8}-00"
+
+
+class LoadFailedError(Exception):
+    """A request was not answered; the message says why."""
 
 
 class Workload(NamedTuple):
@@ -40,6 +54,13 @@ class Workload(NamedTuple):
     concurrency: int
     prompt_tokens: int
     output_tokens: int
+
+
+class Arm(NamedTuple):
+    """One half of a pair: which session is asked, and whether its clients forbid traces."""
+
+    url: SplitResult
+    forbids: bool = False
 
 
 class Counter(NamedTuple):
@@ -54,36 +75,83 @@ class Counter(NamedTuple):
 
 def main() -> None:
     arguments = _arguments()
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        del os.environ[name]  # whoever runs this may trace, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
     workload = Workload(arguments.requests, arguments.concurrency, arguments.prompt_tokens, arguments.output_tokens)
+    mode = "against itself" if arguments.against_itself else "same session" if arguments.same_session else "sessions"
+    setting = {"device": arguments.device, "sampling": arguments.sampling, "mode": mode, **workload._asdict()}
+    pairs = _read_pairs(arguments.pairs_file, setting)
+    began = time.monotonic()
     with ExitStack() as stack:
         endpoint, counter = stack.enter_context(_collecting())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quire-tracing-")))
-        sessions = {}
-        on = {} if arguments.against_itself else {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
-        for name, environment in (("off", {}), ("on", on)):
-            (folder / name).mkdir()
-            with _environment(environment):
-                url = stack.enter_context(serving(_config(arguments.device), folder / name))
-            sessions[name] = urlsplit(url)
-        for url in sessions.values():
-            _cpu_per_token(url, workload, seed=0)
-        before = counter.num_bytes
-        pairs = []
-        for pair in range(arguments.pairs):
-            order = ("off", "on") if pair % 2 == 0 else ("on", "off")
-            measured = {name: _cpu_per_token(sessions[name], workload, seed=pair + 1) for name in order}
-            pairs.append(measured)
-            print(f"off {measured['off'] * 1e6:8.1f} us/token   on {measured['on'] * 1e6:8.1f} us/token", flush=True)
-        print(json.dumps(_summary(pairs, workload, arguments.device, counter.num_bytes - before)))
+        # They start and stop side by side; together they are as slow as one.
+        on = {} if arguments.against_itself else _tracing_environment(endpoint, arguments.sampling)
+        environments = {"on": on} if arguments.same_session else {"off": {}, "on": on}
+        urls = stack.enter_context(_sessions(arguments.device, environments))
+        arms = {"off": Arm(urls.get("off", urls["on"]), forbids=arguments.same_session), "on": Arm(urls["on"])}
+        for arm in arms.values():
+            _cpu_per_token(arm, workload, seed=0)
+        exported = counter.num_bytes
+        num_before = len(pairs)
+        try:
+            while len(pairs) < arguments.pairs and time.monotonic() - began < arguments.seconds:
+                order = ("off", "on") if len(pairs) % 2 == 0 else ("on", "off")
+                pair = {name: _cpu_per_token(arms[name], workload, seed=len(pairs) + 1) for name in order}
+                pairs.append(pair)
+                _keep_pair(arguments.pairs_file, setting, pair)
+                print(f"off {pair['off'] * 1e6:8.1f} us/token   on {pair['on'] * 1e6:8.1f} us/token", flush=True)
+        except (KeyboardInterrupt, LoadFailedError) as error:
+            # Ctrl-C in a terminal reaches the sessions, too, whose connections may break first.
+            print(f"cut off after {len(pairs)} pairs: {error!r}", flush=True)
+        num_bytes = (counter.num_bytes - exported) / max(1, (len(pairs) - num_before) * workload.num_requests)
+    if pairs:
+        print(json.dumps(_summary(pairs, workload, setting, num_bytes)))
 
 
-def _summary(pairs: list[dict[str, float]], workload: Workload, device: str, num_bytes: int) -> dict[str, Any]:
+def _tracing_environment(endpoint: str, sampling: str) -> dict[str, str]:
+    sampler = {"OTEL_TRACES_SAMPLER": "parentbased_always_on"} if sampling == "all" else {}
+    return {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **sampler}
+
+
+def _read_pairs(path: Path | None, setting: dict[str, Any]) -> list[dict[str, float]]:
+    """Pairs of earlier pieces of this run."""
+    if path is None or not path.exists():
+        return []
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    if other := next((entry["setting"] for entry in entries if entry["setting"] != setting), None):
+        sys.exit(f"{path} has pairs of another setting: {other}")
+    return [entry["pair"] for entry in entries]
+
+
+def _keep_pair(path: Path | None, setting: dict[str, Any], pair: dict[str, float]) -> None:
+    if path is not None:
+        with path.open("a") as file:
+            print(json.dumps({"setting": setting, "pair": pair}), file=file)
+
+
+@contextmanager
+def _sessions(device: str, environments: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, SplitResult]]:
+    """A serving session for each environment, by its name. They start and stop at the same time."""
+    with tempfile.TemporaryDirectory(prefix="quire-tracing-") as folder, ThreadPoolExecutor() as pool:
+        contexts = {}
+        for name, environment in environments.items():
+            (Path(folder) / name).mkdir()
+            contexts[name] = serving(_config(device), Path(folder) / name, environment=environment)
+        try:
+            started = {name: pool.submit(context.__enter__) for name, context in contexts.items()}
+            yield {name: urlsplit(future.result()) for name, future in started.items()}
+        finally:
+            wait([pool.submit(context.__exit__, None, None, None) for context in contexts.values()])
+
+
+def _summary(
+    pairs: list[dict[str, float]], workload: Workload, setting: dict[str, Any], bytes_a_request: float
+) -> dict[str, Any]:
     shares = [pair["on"] / pair["off"] - 1.0 for pair in pairs]
     extra_s = [(pair["on"] - pair["off"]) * workload.output_tokens for pair in pairs]
     return {
-        "device": device,
-        "traced": num_bytes > 0,
-        **workload._asdict(),
+        **setting,
         "pairs": len(pairs),
         "cpu_us_per_token_off": round(statistics.mean(pair["off"] for pair in pairs) * 1e6, 2),
         "cpu_us_per_token_on": round(statistics.mean(pair["on"] for pair in pairs) * 1e6, 2),
@@ -92,7 +160,7 @@ def _summary(pairs: list[dict[str, float]], workload: Workload, device: str, num
         "cost_percent_of_each_pair": [round(100 * share, 2) for share in shares],
         "cpu_us_per_request": round(statistics.mean(extra_s) * 1e6, 1),
         "cpu_us_per_request_standard_error": _error(extra_s, 1e6),
-        "exported_bytes_per_request": round(num_bytes / (len(pairs) * workload.num_requests)),
+        "exported_bytes_per_request": round(bytes_a_request),
     }
 
 
@@ -100,7 +168,7 @@ def _error(values: list[float], scale: float) -> float | None:
     return round(scale * statistics.stdev(values) / len(values) ** 0.5, 2) if len(values) > 1 else None
 
 
-def _cpu_per_token(url: SplitResult, workload: Workload, seed: int) -> float:
+def _cpu_per_token(arm: Arm, workload: Workload, seed: int) -> float:
     """One run: CPU seconds of the session's processes a token. Prompts are new in each pair: nothing is cached."""
     draw = np.random.default_rng(seed)
     bodies = [
@@ -114,13 +182,15 @@ def _cpu_per_token(url: SplitResult, workload: Workload, seed: int) -> float:
         }
         for _ in range(workload.num_requests)
     ]
-    processes = ServerProcesses(url.port or 80)
+    headers = {"traceparent": _NOT_SAMPLED} if arm.forbids else {}
+    payloads = [completion_request(arm.url, body, headers=headers) for body in bodies]
+    processes = ServerProcesses(arm.url.port or 80)
     before = processes.seconds()
-    records = asyncio.run(run_load(url, Load([completion_request(url, body) for body in bodies], workload.concurrency)))
+    records = asyncio.run(run_load(arm.url, Load(payloads, workload.concurrency)))
     seconds = processes.seconds() - before
     failed = next((record.error for record in records if record.error is not None), None)
     if failed is not None:
-        raise RuntimeError(failed)
+        raise LoadFailedError(failed)
     return seconds / sum(record.num_output_tokens for record in records)
 
 
@@ -136,20 +206,6 @@ def _config(device: str) -> dict[str, Any]:
         "http_options": {"host": "127.0.0.1", "port": free_port()},
         "applications": [application],
     }
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """What a session inherits; nothing of tracing from whoever runs this but the sampler."""
-    kept = dict(os.environ)
-    for name in [name for name in kept if name.startswith("OTEL_EXPORTER_")]:
-        del os.environ[name]
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)
 
 
 @contextmanager
@@ -183,9 +239,18 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="CPU time a token with and without tracing")
     parser.add_argument("--device", default="cpu", help="cpu, or a simulated device: simulated:prefill=20000,step_ms=5")
     parser.add_argument(
+        "--sampling", choices=["default", "all"], default="default", help="what the server traces if left to itself"
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--against-itself", action="store_true", help="trace in neither: what the method finds in nothing"
     )
+    which.add_argument(
+        "--same-session", action="store_true", help="one session; half of the runs have clients that forbid traces"
+    )
     parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs-file", type=Path, help="where pairs are kept, for the next piece of this run")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no pair after so long")
     parser.add_argument("--requests", type=int, default=32, help="in each run")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--prompt-tokens", type=int, default=64)
