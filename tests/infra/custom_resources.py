@@ -1,7 +1,8 @@
 """Fields of the custom resources that infra/kubernetes has, for which no package carries a schema.
 
 RayService: KubeRay's API reference, https://ray-project.github.io/kuberay/reference/api/ (ray.io/v1).
-PodMonitor: the Prometheus operator's, https://prometheus-operator.dev/docs/api-reference/api/ (monitoring.coreos.com).
+PodMonitor, PrometheusRule, ScrapeConfig: the Prometheus operator's,
+https://prometheus-operator.dev/docs/api-reference/api/ (monitoring.coreos.com).
 """
 
 from __future__ import annotations
@@ -119,9 +120,49 @@ _POD_MONITOR = _object(
     ),
 )
 
+_PROMETHEUS_RULE = _object(
+    ("groups",),
+    groups=Type(
+        (list,),
+        item=_object(
+            ("name", "rules"),
+            name=STRING,
+            interval=STRING,
+            limit=INTEGER,
+            labels=STRINGS,
+            rules=Type(
+                (list,),
+                item=_object(
+                    ("expr",),
+                    record=STRING,
+                    alert=STRING,
+                    expr=STRING,
+                    **{"for": STRING},
+                    keep_firing_for=STRING,
+                    labels=STRINGS,
+                    annotations=STRINGS,
+                ),
+            ),
+        ),
+    ),
+)
+_SCRAPE_CONFIG = _object(
+    staticConfigs=Type((list,), item=_object(("targets",), targets=Type((list,), item=STRING), labels=STRINGS)),
+    jobName=STRING,
+    metricsPath=STRING,
+    scrapeInterval=STRING,
+    scrapeTimeout=STRING,
+    scheme=Type((str,), one_of=("HTTP", "HTTPS")),
+    authorization=_object(type=STRING, credentials=_object(("key",), name=STRING, key=STRING, optional=BOOLEAN)),
+    relabelings=Type((list,), item=_RELABELING),
+    metricRelabelings=Type((list,), item=_RELABELING),
+)
+
 CUSTOM_RESOURCES = {
     ("ray.io/v1", "RayService"): _RAY_SERVICE,
     ("monitoring.coreos.com/v1", "PodMonitor"): _POD_MONITOR,
+    ("monitoring.coreos.com/v1", "PrometheusRule"): _PROMETHEUS_RULE,
+    ("monitoring.coreos.com/v1alpha1", "ScrapeConfig"): _SCRAPE_CONFIG,
 }
 
 

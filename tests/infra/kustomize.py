@@ -1,7 +1,7 @@
 """What `kubectl kustomize` makes of a folder, as far as infra/kubernetes uses it; anything else is an error.
 
-Resources of other folders, a namespace, image tags, and JSON patches (RFC 6902). A strategic merge would not do:
-Kustomize knows no merge keys of a RayService and would replace its lists whole.
+Resources of other folders, ConfigMaps from files, a namespace, image tags, and JSON patches (RFC 6902). A strategic
+merge would not do: Kustomize knows no merge keys of a RayService and would replace its lists whole.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-_KEYS = {"apiVersion", "kind", "namespace", "resources", "images", "patches"}
+_KEYS = {"apiVersion", "kind", "namespace", "resources", "images", "patches", "configMapGenerator"}
 _CLUSTER_WIDE = {"Namespace"}
 
 Manifest = dict[str, Any]
@@ -36,6 +36,7 @@ def render(folder: Path) -> list[Manifest]:
             manifests += [manifest for manifest in yaml.safe_load_all(path.read_text()) if manifest]
         else:
             raise KustomizeError(f"{folder.name}: no resource {entry}")
+    manifests += [_config_map(folder, entry) for entry in kustomization.get("configMapGenerator", [])]
     for image in kustomization.get("images", []):
         if not sum(_set_image(manifest, image) for manifest in manifests):
             raise KustomizeError(f"{folder.name}: no container has the image {image['name']}")
@@ -46,6 +47,21 @@ def render(folder: Path) -> list[Manifest]:
             if manifest["kind"] not in _CLUSTER_WIDE:
                 manifest["metadata"]["namespace"] = namespace
     return manifests
+
+
+def _config_map(folder: Path, entry: Manifest) -> Manifest:
+    """Of files that lie in the folder: Kustomize reads no others."""
+    options = entry.get("options", {})
+    if entry.keys() != {"name", "files", "options"} or options.get("disableNameSuffixHash") is not True:
+        raise KustomizeError(f"{folder.name}: {entry['name']} is not of files, named as it stands")
+    data = {}
+    for file in entry["files"]:
+        path = (folder / file).resolve()
+        if not path.is_file() or not path.is_relative_to(folder.resolve()):
+            raise KustomizeError(f"{folder.name}: no file {file} in it")
+        data[path.name] = path.read_text()
+    metadata = {"name": entry["name"]} | {key: options[key] for key in ("labels", "annotations") if key in options}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
 
 
 def _set_image(node: Any, image: dict[str, str]) -> int:

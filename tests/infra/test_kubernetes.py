@@ -80,7 +80,7 @@ def security_problems(manifests: list[Manifest]) -> Iterator[str]:
 def reference_problems(manifests: list[Manifest]) -> Iterator[str]:
     named = {(each["kind"], each["metadata"]["name"]) for each in manifests}
     secrets = {each["metadata"]["name"]: set(each["stringData"]) for each in SECRETS}
-    for reference in _find(manifests, "secretKeyRef"):
+    for reference in (*_find(manifests, "secretKeyRef"), *_find(manifests, "credentials")):
         if reference["key"] not in secrets.get(reference["name"], set()):
             yield f"no secret {reference['name']} with a key {reference['key']}"
     labels = []
@@ -102,10 +102,14 @@ def reference_problems(manifests: list[Manifest]) -> Iterator[str]:
             of_pods = "kubernetes.io/metadata.name" not in selector
             if of_pods and not any(selector.items() <= each.items() for each in labels):
                 yield f"{manifest['kind']} {manifest['metadata']['name']}: {selector} selects no pod"
+        # KubeRay makes it, under the RayService's name.
+        services = {f"{name}-serve-svc" for kind, name in named if kind == "RayService"}
         for backend in _find(manifest, "backend"):
-            # The operator makes it, under the RayService's name.
-            if backend["service"]["name"] not in {f"{name}-serve-svc" for kind, name in named if kind == "RayService"}:
+            if backend["service"]["name"] not in services:
                 yield f"no service {backend['service']['name']}"
+        for target in _flat(_find(manifest, "targets")):
+            if target not in {f"{service}.{manifest['metadata']['namespace']}.svc:8000" for service in services}:
+                yield f"no service for {target}"
         for endpoint in (end for ends in _find(manifest, "podMetricsEndpoints") for end in ends):
             ports = [port["name"] for each in manifests for port in _flat(_find(each, "ports")) if "name" in port]
             if endpoint["port"] not in ports:
@@ -206,6 +210,23 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda of: of["Ingress"]["spec"]["rules"][0]["http"]["paths"][0].update(pathType=1),
         "Ingress",
     ),
+    "a field of the alerts": (
+        lambda of: of["PrometheusRule"]["spec"]["groups"][0]["rules"][0].update(severity="critical"),
+        "severity is no such field",
+    ),
+    "a field of the scrapes": (
+        lambda of: of["ScrapeConfig"]["spec"].update(interval="15s"),
+        "interval is no such field",
+    ),
+    "a target that is not there": (
+        lambda of: of["ScrapeConfig"]["spec"]["staticConfigs"][0].update(targets=["quire:8000"]),
+        "no service for quire:8000",
+    ),
+    "a key for Prometheus that is not there": (
+        lambda of: of["ScrapeConfig"]["spec"]["authorization"]["credentials"].update(name="quire-metric"),
+        "no secret quire-metric with a key key",
+    ),
+    "a field of the dashboards' map": (lambda of: of["ConfigMap"].update(files={}), "ConfigMap"),
     "root": (lambda of: of["StatefulSet"]["spec"]["template"]["spec"].pop("securityContext"), "may run as root"),
     "privileges": (
         lambda of: _worker(of)["template"]["spec"]["containers"][0].pop("securityContext"),
@@ -278,7 +299,8 @@ def test_a_mistake_is_caught(mistake: str) -> None:
     ],
 )
 def test_a_mistake_in_an_overlay_is_caught(tmp_path: Path, file: str, right: str, wrong: str, problem: str) -> None:
-    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    for each in ("kubernetes", "monitoring"):
+        shutil.copytree(KUBERNETES.parent / each, tmp_path / each)
     path = tmp_path / "kubernetes" / "overlays" / "gpu" / file
     assert right in path.read_text()
     path.write_text(path.read_text().replace(right, wrong, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import pytest
 import yaml
 
 from app.telemetry.metrics import ALL_METRICS
+from infra.monitoring.__main__ import made_files
+from tests.infra.kustomize import KustomizeError, render
 from tests.infra.promtool import complaints, needs_promtool
 from tests.infra.queries import TARGET_LABELS, Exposed, query_problems
 
@@ -88,6 +91,46 @@ def test_prometheus_scrapes_the_job_that_the_alerts_name() -> None:
     config = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())
     assert [job["job_name"] for job in config["scrape_configs"]] == ["quire"]
     assert config["rule_files"] == [RULES.name]
+
+
+def test_the_operator_is_told_the_same() -> None:
+    found = {manifest["kind"]: manifest for manifest in render(MONITORING)}
+    assert found["PrometheusRule"]["spec"] == yaml.safe_load(RULES.read_text())
+    (job,) = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
+    scrape = found["ScrapeConfig"]["spec"]
+    (static,) = scrape["staticConfigs"]
+    assert (scrape["metricsPath"], static["targets"]) == (job["metrics_path"], job["static_configs"][0]["targets"])
+    assert static["labels"] == {"job": job["job_name"]}
+    dashboards = found["ConfigMap"]
+    assert dashboards["metadata"]["labels"] == {"grafana_dashboard": "1"}
+    assert set(dashboards["data"]) == {path.name for path in (MONITORING / "dashboards").iterdir()}
+    # `kubectl apply` keeps a copy in an annotation, which may have 256 KiB.
+    assert len(json.dumps(dashboards)) < 200_000
+
+
+def test_files_that_are_made_are_as_they_would_be_made_now() -> None:
+    assert {str(path): (MONITORING / path).read_text() for path, _ in made_files()} == {
+        str(path): text for path, text in made_files()
+    }, "run python -m infra.monitoring"
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "problem"),
+    [
+        ("kustomization.yaml", "quire-engine.json", "quire-engines.json", "no file dashboards/quire-engines.json"),
+        ("kustomization.yaml", "- dashboards/quire-engine.json", "- ../alerts.yaml", "no file ../alerts.yaml"),
+        ("kustomization.yaml", "disableNameSuffixHash: true", "immutable: true", "named as it stands"),
+    ],
+)
+def test_a_mistake_in_the_kustomization_is_caught(
+    tmp_path: Path, file: str, right: str, wrong: str, problem: str
+) -> None:
+    shutil.copytree(MONITORING, tmp_path / "monitoring")
+    path = tmp_path / "monitoring" / file
+    assert right in path.read_text()
+    path.write_text(path.read_text().replace(right, wrong, 1))
+    with pytest.raises(KustomizeError, match=problem):
+        render(path.parent)
 
 
 @pytest.mark.parametrize(

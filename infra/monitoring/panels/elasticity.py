@@ -114,6 +114,7 @@ ELASTICITY = Dashboard(
                     (
                         Query(rate("quire_adapter_loads_total", OF_MODEL, "model"), "{{model}} loaded"),
                         Query(rate("quire_adapter_evictions_total", OF_MODEL, "model"), "{{model}} evicted"),
+                        Query(rate("quire_adapter_load_failures_total", OF_MODEL, "model"), "{{model}} failed"),
                     ),
                     red=0.1,
                     alert="QuireAdaptersThrashing",
