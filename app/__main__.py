@@ -1,4 +1,4 @@
-"""`python -m app serve CONFIG`: what `make serve` runs."""
+"""`python -m app serve CONFIG`, which `make serve` runs, and the other commands."""
 
 from __future__ import annotations
 
@@ -60,6 +60,23 @@ def environment(config: ConfigPath) -> None:
         from app.cli.ray_environment import export_lines
 
         typer.echo("\n".join(export_lines(loaded)))
+    except QuireError as error:
+        _fail(error)
+
+
+@cli.command()
+def usage(
+    where: Annotated[str, typer.Argument(help="A usage ledger: its directory, or s3://BUCKET/PREFIX.")],
+    since: Annotated[str | None, typer.Option(help="The first day (UTC), like 2026-11-01.")] = None,
+    until: Annotated[str | None, typer.Option(help="The last day, included.")] = None,
+    by: Annotated[str | None, typer.Option(help="Some of day,tenant,model,adapter; tenant,model if left out.")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, json or csv.")] = "table",
+) -> None:
+    """Print who used which model how much."""
+    from app.cli.usage import print_usage
+
+    try:
+        print_usage(where, since=since, until=until, by=by, form=form, notes=_console)
     except QuireError as error:
         _fail(error)
 

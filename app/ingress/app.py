@@ -19,6 +19,7 @@ from app.ingress.settings import HttpSettings
 from app.ingress.trace_middleware import TraceMiddleware
 from app.telemetry.application import ApplicationMetrics
 from app.telemetry.tracing import Tracing
+from app.usage import UsageLedger
 from engine.errors import QuireError
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -31,9 +32,10 @@ def build_asgi_app(
     api_keys: ApiKeys | None = None,
     metrics: ApplicationMetrics | None = None,
     tracing: Tracing | None = None,
+    ledger: UsageLedger | None = None,
 ) -> Starlette:
     """The OpenAI-compatible application over the models of `registry`; alone in its application without `metrics`,
-    and not traced without `tracing`."""
+    not traced without `tracing`, and without a `ledger` it keeps no usage."""
     settings = settings or HttpSettings()
     metrics = metrics or ApplicationMetrics(uuid.uuid4().hex, lambda: registry)
     middleware = [Middleware(UnforeseenErrors)]
@@ -44,7 +46,7 @@ def build_asgi_app(
     # Starlette types handlers by the widest exception.
     handlers = {QuireError: handle_error, HTTPException: handle_error}
     app = Starlette(
-        routes=Routes(registry, api_keys or ApiKeys(), settings, metrics).routes(),
+        routes=Routes(registry, api_keys or ApiKeys(), settings, metrics, ledger).routes(),
         middleware=middleware,
         exception_handlers=handlers,
     )

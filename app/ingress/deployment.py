@@ -38,6 +38,7 @@ from app.ingress.settings import HttpSettings
 from app.telemetry.application import ApplicationMetrics, IngressSamples
 from app.telemetry.logs import join_logs, origin_of_replica
 from app.telemetry.tracing import tracing_from_environment
+from app.usage import UsageLedger
 from engine.errors import ConfigError
 
 logger = logging.getLogger("ray.serve")
@@ -71,9 +72,13 @@ class Ingress:
         self._peers = serve.get_deployment_handle(
             context.deployment, context.app_name, _check_exists=False, _record_telemetry=False
         )
+        self._ledger = None
+        if settings.usage is not None:
+            self._ledger = UsageLedger(settings.usage.settings, context.replica_id.unique_id)
+        stats = None if self._ledger is None else self._ledger.stats
         scaling = ScalingState(self._engine_deployments)
         self._metrics = ApplicationMetrics(
-            context.replica_id.unique_id, lambda: self._registry, self._gather, scaling.read
+            context.replica_id.unique_id, lambda: self._registry, self._gather, scaling.read, stats
         )
         self._tracing = tracing_from_environment("ingress", context.replica_id.unique_id)
         self._promises = PromiseExchange(context.replica_id.unique_id, self._clients, self._tell_promises)
@@ -91,7 +96,7 @@ class Ingress:
             access_log=self._settings.access_log,
         )
         self._promises.start()
-        return build_asgi_app(self._registry, http, self._api_keys, self._metrics, self._tracing)
+        return build_asgi_app(self._registry, http, self._api_keys, self._metrics, self._tracing, self._ledger)
 
     async def own_samples(self) -> IngressSamples:
         """What this replica has counted itself, for whichever ingress is asked for `/metrics`."""
@@ -138,6 +143,9 @@ class Ingress:
         tracing = getattr(self, "_tracing", None)
         if tracing is not None:
             tracing.close()
+        ledger = getattr(self, "_ledger", None)
+        if ledger is not None:
+            ledger.close()
 
     async def _connect_models(self) -> None:
         """Connect to each model before a request asks for it. The first time, greet in the console of `serve run`."""

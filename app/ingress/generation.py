@@ -253,7 +253,7 @@ class Generation:
                             trace.add_text(delta.index, delta.text)
                     if ended:
                         if self._record is not None:
-                            self._record.last_tokens()
+                            self._record.last_tokens(text.finish_reason for text in texts)
                         if trace is not None:
                             trace.answered(request.request_id, first_choice, [text.finish_reason for text in texts])
                     if deltas:

@@ -34,10 +34,12 @@ from app.ingress.receipt import wants_receipt
 from app.ingress.request_terms import request_terms
 from app.ingress.settings import HttpSettings
 from app.ingress.sse import EventStreamResponse, EventWriter, unless_disconnected, write_events
+from app.ingress.usage import keep_usage
 from app.telemetry import spans
 from app.telemetry.application import ApplicationMetrics
 from app.telemetry.ingress_metrics import RequestRecord
 from app.telemetry.request_trace import Phase, current_trace
+from app.usage import UsageLedger
 from app.version import version
 
 
@@ -53,7 +55,12 @@ class Routes:
     """The endpoints over one registry of models."""
 
     def __init__(
-        self, registry: ModelRegistry, api_keys: ApiKeys, settings: HttpSettings, metrics: ApplicationMetrics
+        self,
+        registry: ModelRegistry,
+        api_keys: ApiKeys,
+        settings: HttpSettings,
+        metrics: ApplicationMetrics,
+        ledger: UsageLedger | None = None,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
@@ -61,6 +68,7 @@ class Routes:
         self._max_body_bytes = settings.max_body_bytes
         self._keep_alive_s = settings.keep_alive_s
         self._access_log = settings.access_log
+        self._ledger = ledger
         self._pacer: Pacer | None = None
         self._was_ready = False
 
@@ -165,7 +173,7 @@ class Routes:
         """Count a request that ends here without an answer; what is answered ends its record itself."""
         record = self._metrics.own.arrived(endpoint)
         if self._access_log:
-            record.on_end = log_request
+            record.when_ended(log_request)
         if (trace := current_trace()) is not None:
             trace.record = record
             record.exemplar = {"trace_id": trace.trace_id, "span_id": trace.span_id}
@@ -205,6 +213,8 @@ class Routes:
         if wants_receipt(request.headers.get(RECEIPT_HEADER)):
             generation.keep_receipts()
         generation.record_in(record)
+        if self._ledger is not None:
+            keep_usage(self._ledger, generation, record)
         if (trace := current_trace()) is not None:
             generation.trace_in(trace, stream=stream)
         deltas = generation.deltas()

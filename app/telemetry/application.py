@@ -24,6 +24,8 @@ from app.telemetry.model_samples import (
     scaling_samples,
 )
 from app.telemetry.samples import Exposition, MetricSample, expose, sample, with_label
+from app.telemetry.usage_samples import usage_samples
+from app.usage.writer import UsageStats
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,6 +54,7 @@ class ApplicationMetrics:
         models: those that are served now.
         gather: asks all ingresses, this one included or not, for their `own_samples`; an application of one has none.
         scaling: asks the cluster how many replicas each model is to have and has; none without a cluster.
+        usage: of this ingress's usage ledger, if it keeps one.
     """
 
     def __init__(
@@ -60,18 +63,22 @@ class ApplicationMetrics:
         models: Callable[[], Iterable[TelemetryModel]],
         gather: Callable[[], Awaitable[Iterable[IngressSamples]]] | None = None,
         scaling: Callable[[], Awaitable[Mapping[str, ScalingTelemetry]]] | None = None,
+        usage: UsageStats | None = None,
     ) -> None:
         self.ingress_id = ingress_id
         self.own = IngressMetrics()
         self._models = models
         self._gather = gather
         self._scaling = scaling
+        self._usage = usage
 
     def own_samples(self) -> IngressSamples:
         """What this ingress has counted, under its name."""
         samples = self.own.samples()
         for model in self._models():
             samples += routing_samples(model.id, model.telemetry())
+        if self._usage is not None:
+            samples += usage_samples(self._usage)
         return {self.ingress_id: samples}
 
     def replica_samples(self) -> list[MetricSample]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Protocol
 
@@ -71,7 +71,7 @@ class RequestRecord:
         model_id: of the model that it goes to; empty until that is known.
         class_name: of the model's classes, the one that it is served in; empty until that is known.
         usage: of its tokens; None until it is known to be sound.
-        on_end: told once, at its end.
+        finish_reasons: of its choices that have all that was asked for.
         exemplar: names its trace on the histograms, if it is traced.
     """
 
@@ -87,7 +87,8 @@ class RequestRecord:
         self._num_choices = 1
         self._ended = False
         self.exemplar: dict[str, str] | None = None
-        self.on_end: Callable[[RequestRecord], None] | None = None
+        self.finish_reasons: set[str] = set()
+        self._observers: tuple[Callable[[RequestRecord], None], ...] = ()
         self.code: int = CLIENT_WENT_AWAY
 
     @property
@@ -112,17 +113,22 @@ class RequestRecord:
             self._first_s = self._metrics.clock()
             self._queue_s = waited_s
 
-    def last_tokens(self) -> None:
-        """The last tokens of one of its prompts have come."""
+    def last_tokens(self, finish_reasons: Iterable[str] = ()) -> None:
+        """The last tokens of one of its prompts have come, whose choices ended for these reasons."""
         self._last_s = self._metrics.clock()
+        self.finish_reasons.update(finish_reasons)
+
+    def when_ended(self, observer: Callable[[RequestRecord], None]) -> None:
+        """Have an observer told once, at its end."""
+        self._observers += (observer,)
 
     def end(self) -> None:
         """Its answer has ended, however it did."""
         if self._ended:
             return
         self._ended = True
-        if self.on_end is not None:
-            self.on_end(self)
+        for observer in self._observers:
+            observer(self)
         kept, model_id, class_name = self._metrics, self.model_id, self.class_name
         kept.requests.labels(model_id, self.endpoint, str(int(self.code))).inc()
         usage = self.usage

@@ -203,6 +203,23 @@ SCALING_DECISIONS = MetricDefinition(
 )
 INGRESSES = MetricDefinition("quire_ingresses", "gauge", "Ingress replicas whose numbers this answer includes.", ())
 
+USAGE_RECORDS = MetricDefinition(
+    "quire_usage_records_total", "counter", "Records that the usage ledger has written; each is a line.", ()
+)
+USAGE_DROPPED = MetricDefinition(
+    "quire_usage_dropped_requests_total",
+    "counter",
+    "Requests that the usage ledger has no record of: its disk failed for too long.",
+    (),
+)
+USAGE_ERRORS = MetricDefinition(
+    "quire_usage_errors_total",
+    "counter",
+    "Failures of the usage ledger, each tried again: write, sync, roll (begin a segment), lost (a segment has vanished "
+    "with what it had), roll_up (totals of days), copy (to S3).",
+    ("operation",),
+)
+
 INGRESS_METRICS = (
     REQUESTS,
     TIME_TO_FIRST_TOKEN,
@@ -225,6 +242,9 @@ INGRESS_METRICS = (
     PROMISES_KEPT,
     REFUSED,
     PROMISES_OPEN,
+    USAGE_RECORDS,
+    USAGE_DROPPED,
+    USAGE_ERRORS,
 )
 REPLICA_METRICS = (
     KV_SLOTS,

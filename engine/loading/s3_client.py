@@ -1,4 +1,4 @@
-"""Reads of a bucket: listing, heads and byte ranges, each tried again while the failure may pass."""
+"""A bucket: listing, heads, byte ranges and whole objects written, each tried again while the failure may pass."""
 
 from __future__ import annotations
 
@@ -108,6 +108,10 @@ class Bucket:
                 if not is_transient(error) or failures >= self._attempts:
                     raise explain(error, self.url(item.key), self.endpoint, failures) from error
                 _wait(failures)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object whole, in place of what was there; S3 compares what comes with its checksum (CRC32)."""
+        self._try(key, lambda: self._client.put_object(Bucket=self.name, Key=key, Body=data))
 
     def _stream(self, item: S3Object, part: range) -> Iterator[bytes]:
         answer = self._client.get_object(

@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.balancer.admission import AdmissionCounts, AdmissionSettings, AdmissionState, ClassSettings
 from app.ingress.app import build_asgi_app
@@ -16,6 +17,7 @@ from app.ingress.request_terms import CLASS_HEADER
 from app.telemetry.application import ApplicationMetrics
 from app.telemetry.ingress_metrics import IngressMetrics
 from app.telemetry.model_samples import ModelTelemetry, RouteCounts
+from app.usage.writer import UsageStats
 from engine.errors import EngineDeadError, OverloadedError
 from engine.tokenization import Tokenizer
 from tests.app.ingress.doubles import ScriptedClient, chat, events, http_client
@@ -64,6 +66,20 @@ async def test_two_ingresses_give_equal_totals(tokenizer: Tokenizer) -> None:
     assert total(left, "quire_ingresses") == 2
     # A replica is one, however many ingresses it has told of itself.
     assert total(left, "quire_engine_output_tokens_total") == 500
+
+
+async def test_the_usage_ledgers_failures(tokenizer: Tokenizer) -> None:
+    stats = UsageStats(written=7, dropped=2)
+    stats.failed("copy", "segments cannot be copied", OSError("no route"))
+    registry = ModelRegistry([ServedModel("tiny", ScriptedClient(tokenizer, TEXT), tokenizer, 2048)])
+    metrics = ApplicationMetrics("only", registry.__iter__, usage=stats)
+    async with http_client(build_asgi_app(registry, metrics=metrics)) as http:
+        text = (await http.get("/metrics")).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert total(families, "quire_usage_records_total", ingress="only") == 7
+    assert total(families, "quire_usage_dropped_requests_total") == 2
+    assert total(families, "quire_usage_errors_total", operation="copy") == 1
+    assert total(families, "quire_usage_errors_total") == 1
 
 
 async def test_a_replicas_adapters(tokenizer: Tokenizer) -> None:

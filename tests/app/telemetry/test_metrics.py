@@ -22,6 +22,8 @@ UNITLESS_COUNTS = (
     "preemptions",
     "open",
     "admitted",
+    "records",
+    "errors",
 )
 LABELS = {
     "model",
@@ -36,6 +38,7 @@ LABELS = {
     "reason",
     "direction",
     "cause",
+    "operation",
 }
 
 

@@ -13,6 +13,7 @@ from app.ingress.models import ModelRegistry, ServedModel
 from app.telemetry.application import ApplicationMetrics, IngressSamples
 from app.telemetry.model_samples import ModelTelemetry, RouteCounts, ScalingTelemetry
 from app.transport.counter_messages import ReplicaCounters
+from app.usage.writer import UsageStats
 from engine.tokenization import Tokenizer
 from tests.app.ingress.doubles import ScriptedClient, chat
 
@@ -63,7 +64,8 @@ class World:
             client = self.clients[name] = ScriptedClient(tokenizer, TEXT, num_cached_tokens=3)
             client.told = ModelTelemetry(RouteCounts(), 0, 0, 1, {"replica-1": COUNTERS})
             registry = ModelRegistry([ServedModel("tiny", client, tokenizer, 2048)], {"small": "tiny"})
-            metrics = self.metrics[name] = ApplicationMetrics(name, registry.__iter__, self.gather, self.scaling)
+            usage = UsageStats()
+            metrics = self.metrics[name] = ApplicationMetrics(name, registry.__iter__, self.gather, self.scaling, usage)
             transport = httpx2.ASGITransport(app=build_asgi_app(registry, metrics=metrics))
             self.http[name] = httpx2.AsyncClient(transport=transport, base_url="http://quire.test")
 
