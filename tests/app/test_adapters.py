@@ -110,14 +110,13 @@ def test_more_adapters_than_slots_are_evicted_and_loaded_again(url: str, expecte
     for name in ("sql", "chat", "poem", "sql", "chat", "poem", ""):
         assert ask(url, name_of(name))["choices"][0]["text"] == expected[name]
     # The replica tells of its counters once a second.
-    deadline = time.monotonic() + 10
-    while counted(url)["quire_adapter_loads_total"] < before["quire_adapter_loads_total"] + 4:
+    deadline = time.monotonic() + 30
+    counters = ("quire_adapter_loads_total", "quire_adapter_evictions_total")
+    while any(counted(url)[name] < before[name] + 4 for name in counters):
         assert time.monotonic() < deadline, counted(url)
         time.sleep(0.1)
     after = counted(url)
     assert after["quire_resident_adapters"] == 2
-    evictions = after["quire_adapter_evictions_total"] - before["quire_adapter_evictions_total"]
-    assert evictions >= 4
     assert after["quire_adapter_load_seconds_total"] > before["quire_adapter_load_seconds_total"]
 
 
