@@ -11,7 +11,7 @@ PIP_ARGS ?=
 PYTEST := $(BIN)/python -m pytest
 # Processes that share out the test files (tests/distribution.py); with 0 all run in one.
 WORKERS ?= 2
-SUITE := $(PYTEST) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SUITE := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 CONFIG ?= serve_configs/quickstart.yaml
 
 NATIVE_BUILD := build/native

@@ -35,7 +35,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put what takes longest first, and skip what is marked `gpu` where torch sees no CUDA device."""
-    items.sort(key=lambda item: (item.get_closest_marker("xdist_group") is None, "csrc" not in item.path.parts))
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, "csrc" not in item.path.parts))
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return

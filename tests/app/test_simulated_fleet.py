@@ -13,7 +13,7 @@ import yaml
 from app.ingress.receipt import FIELD, HEADER
 from benchmarks.fleet.server import free_port, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 CONFIG = Path(__file__).parents[2] / "serve_configs" / "simulated_fleet.yaml"
 

@@ -39,7 +39,7 @@ with warnings.catch_warnings():
 # Ray leaves sockets and subprocesses to the garbage collector.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("ray"),
+    pytest.mark.ray,
     pytest.mark.filterwarnings("ignore"),
     pytest.mark.timeout(900),
 ]

@@ -20,7 +20,7 @@ from app.telemetry import spans
 from benchmarks.fleet.server import free_port, serving
 from tests.app.telemetry.otlp_receiver import ReceivedSpan, Receiver, receiving
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 MODEL = "simulated"
 ROOT = "POST /v1/completions"

@@ -184,7 +184,7 @@ def cluster() -> Iterator[LocalCluster]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and subprocesses to the garbage collector.
 def test_nodes_come_and_go_with_the_replicas_and_no_request_is_lost() -> None:

@@ -30,7 +30,7 @@ with warnings.catch_warnings():
     from app.replica.deployment import EngineReplica
 
 # Ray leaves sockets and subprocesses to the garbage collector.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.anyio, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.anyio, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[3]
 NUM_TOKENS = 150

@@ -33,7 +33,7 @@ def test_configs_are_sound_for_quire_and_for_serve(router: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 def test_a_replay_under_each_kind_of_router(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         {

@@ -42,7 +42,7 @@ def test_a_flood_slows_a_calm_tenant_little() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
+@pytest.mark.ray
 def test_overload_on_a_real_application(capsys: pytest.CaptureFixture[str]) -> None:
     # Few and slow requests: the machine is to simulate the fleet, not to be overloaded by its clients.
     shape = ["--replicas", "2", "--prefill-rate", "300", "--step-ms", "60", "--seats", "16", "--ttft-s", "4"]
