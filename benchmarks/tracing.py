@@ -77,7 +77,8 @@ def main() -> None:
     arguments = _arguments()
     for name in [name for name in os.environ if name.startswith("OTEL_")]:
         del os.environ[name]  # whoever runs this may trace, too
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs are born deaf to SIGINT
+        signal.signal(number, signal.default_int_handler)
     workload = Workload(arguments.requests, arguments.concurrency, arguments.prompt_tokens, arguments.output_tokens)
     mode = "against itself" if arguments.against_itself else "same session" if arguments.same_session else "sessions"
     setting = {"device": arguments.device, "sampling": arguments.sampling, "mode": mode, **workload._asdict()}
@@ -138,11 +139,13 @@ def _sessions(device: str, environments: Mapping[str, Mapping[str, str]]) -> Ite
         for name, environment in environments.items():
             (Path(folder) / name).mkdir()
             contexts[name] = serving(_config(device), Path(folder) / name, environment=environment)
+        started = {name: pool.submit(context.__enter__) for name, context in contexts.items()}
         try:
-            started = {name: pool.submit(context.__enter__) for name, context in contexts.items()}
             yield {name: urlsplit(future.result()) for name, future in started.items()}
         finally:
-            wait([pool.submit(context.__exit__, None, None, None) for context in contexts.values()])
+            wait(started.values())
+            up = [contexts[name] for name, future in started.items() if future.exception() is None]
+            wait([pool.submit(context.__exit__, None, None, None) for context in up])
 
 
 def _summary(

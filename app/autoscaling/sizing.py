@@ -233,7 +233,7 @@ def late_wait_s(number: int, work: float, prompt_s: float, late: float) -> float
     for servers in range(1, number + 1):
         blocked = work * blocked / (servers + work * blocked)
     waits = number * blocked / (number - work * (1.0 - blocked))
-    return max(math.log(waits / late), 0.0) * prompt_s / (number - work)
+    return math.log(waits / late) * prompt_s / (number - work) if waits > late else 0.0
 
 
 def _larger(need: Need, number: int, cause: str) -> Need:

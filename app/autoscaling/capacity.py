@@ -1,0 +1,195 @@
+"""How much traffic replicas can bear, and how many of them a traffic needs: the capacity formula of docs/operations.md.
+
+A replica computes in steps: each draws a token for every running sequence, and computes what prompts wait. From what
+steps take follows how long a token takes, by Little's law how many sequences run, and how long a prompt waits. Prompts
+queue for the replicas as in M/G/c, sequences for seats and blocks as in M/M/c. Means go in; where the text says p95,
+queues are taken to be as long as they are in one of twenty cases.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from app.autoscaling.sizing import late_wait_s
+from engine.errors import ConfigError
+
+_LATE_SHARE = 0.05
+_MAX_REPLICAS = 4096
+# Sequences that run, found by iteration to within this.
+_PRECISION = 1e-6
+_MAX_ITERATIONS = 10_000
+
+
+class Pace(NamedTuple):
+    """What steps of one replica take, as measured: `python -m benchmarks.capacity` does so.
+
+    Attributes:
+        prompt_tokens_per_s: as fast as prompts are computed.
+        step_s: a step of one sequence more, less `sequence_s`: what it takes whatever it computes.
+        sequence_s: what each running sequence adds.
+        overlaps: a step lasts as long as the longer of its decodes and its prompts, as on a GPU whose decodes wait for
+            memory while prompts compute; otherwise as both together, as on a CPU.
+    """
+
+    prompt_tokens_per_s: float
+    step_s: float
+    sequence_s: float = 0.0
+    overlaps: bool = False
+
+    def decode_s(self, num_running: float) -> float:
+        """A step that only decodes."""
+        return self.step_s + self.sequence_s * num_running
+
+    def prompt_s(self, num_tokens: float, num_running: float) -> float:
+        """What prompt tokens add to a step."""
+        alone = num_tokens / self.prompt_tokens_per_s
+        return max(0.0, alone - self.decode_s(num_running)) if self.overlaps else alone
+
+
+class Traffic(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        prompt_tokens: of a mean request, those that are in no cache.
+        held_prompt_tokens: of a mean request, those that it holds blocks for; shared prefixes are held once, for all.
+        prompt_variation: variance of the prompts' lengths over the square of their mean; 1 is an exponential's.
+    """
+
+    requests_per_s: float
+    prompt_tokens: float
+    output_tokens: float
+    held_prompt_tokens: float | None = None
+    prompt_variation: float = 1.0
+
+
+class ReplicaLimits(NamedTuple):
+    """What a replica has room for: engine options, and `num_blocks` as the engine logs it."""
+
+    max_num_seqs: int
+    num_blocks: int
+    block_size: int = 16
+    max_num_batched_tokens: int = 2048
+
+    def seats(self, traffic: Traffic) -> float:
+        """Requests that it can run at a time: each holds on average its prompt and half of its output."""
+        held = traffic.prompt_tokens if traffic.held_prompt_tokens is None else traffic.held_prompt_tokens
+        blocks = math.ceil((held + traffic.output_tokens / 2) / self.block_size)
+        return min(self.max_num_seqs, self.num_blocks / max(1, blocks))
+
+
+class Foreseen(NamedTuple):
+    """What a traffic brings.
+
+    Attributes:
+        ttft_p95_s: infinite where the replicas cannot keep up.
+        tpot_s: seconds a token.
+        running: sequences that run on each replica.
+        seat_share: the part of its seats, of blocks or `max_num_seqs`, that they take.
+        prompt_share: the part of its time that a replica computes prompts.
+    """
+
+    ttft_p95_s: float
+    tpot_s: float
+    running: float
+    seat_share: float
+    prompt_share: float
+
+
+_OVERLOADED = Foreseen(math.inf, math.inf, math.inf, math.inf, 1.0)
+
+
+def foresee(pace: Pace, limits: ReplicaLimits, traffic: Traffic, num_replicas: int) -> Foreseen:
+    """What so many replicas make of a traffic."""
+    _check(pace, limits, traffic)
+    rate = traffic.requests_per_s / num_replicas
+    seats = limits.seats(traffic)
+    running = _running(pace, traffic, rate, seats)
+    if running is None:
+        return _OVERLOADED
+    decode_s, own_s = pace.decode_s(running), pace.prompt_s(traffic.prompt_tokens, running)
+    share = rate * own_s
+    tpot_s = decode_s / (1.0 - share)
+    # Whoever waits is computed in steps that are full of prompts.
+    room = limits.max_num_batched_tokens - running
+    if room <= 0:
+        return _OVERLOADED
+    service_s = traffic.prompt_tokens * (decode_s + pace.prompt_s(room, running)) / room
+    prompts_s = late_wait_s(num_replicas, num_replicas * rate * service_s, service_s, _LATE_SHARE)
+    seats_s = late_wait_s(
+        max(1, int(num_replicas * seats)), num_replicas * running, traffic.output_tokens * tpot_s, _LATE_SHARE
+    )
+    # The step that runs when it comes, and its own; prompts longer than a step take several.
+    steps = max(1.0, traffic.prompt_tokens / room)
+    first_s = decode_s + own_s + steps * decode_s + own_s
+    ttft_s = prompts_s * (1.0 + traffic.prompt_variation) / 2 + seats_s + first_s
+    return Foreseen(ttft_s, tpot_s, running, running / seats, share)
+
+
+def capacity(pace: Pace, limits: ReplicaLimits, traffic: Traffic, num_replicas: int, ttft_target_s: float) -> float:
+    """Requests a second at which the first token of 95 in 100 requests still comes within the target; 0 if the target
+    cannot be met at all. `traffic.requests_per_s` does not matter."""
+    low, high = 0.0, 1.0
+
+    def bears(rate: float) -> bool:
+        found = foresee(pace, limits, traffic._replace(requests_per_s=rate), num_replicas)
+        return found.ttft_p95_s <= ttft_target_s
+
+    if not bears(_PRECISION):
+        return 0.0
+    while bears(high):
+        low, high = high, 2 * high
+    while high - low > 1e-4 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if bears(middle) else (low, middle)
+    return low
+
+
+def replicas_for(
+    pace: Pace, limits: ReplicaLimits, traffic: Traffic, ttft_target_s: float, max_seat_share: float = 0.75
+) -> int:
+    """The fewest replicas with which the target is kept and no pool runs fuller than `max_seat_share`.
+
+    Raises:
+        ConfigError: no number does: the target is shorter than a prompt takes alone.
+    """
+    if capacity(pace, limits, traffic, 1, ttft_target_s) == 0.0:
+        alone = foresee(pace, limits, traffic._replace(requests_per_s=_PRECISION), 1)
+        raise ConfigError(
+            f"ttft_target_s={ttft_target_s:g} cannot be kept: a prompt of {traffic.prompt_tokens:g} tokens takes "
+            f"{alone.ttft_p95_s:.3g} s on an idle replica"
+        )
+    for number in range(1, _MAX_REPLICAS + 1):
+        found = foresee(pace, limits, traffic, number)
+        if found.ttft_p95_s <= ttft_target_s and found.seat_share <= max_seat_share:
+            return number
+    raise ConfigError(f"requests_per_s={traffic.requests_per_s:g} needs more than {_MAX_REPLICAS} replicas")
+
+
+def _running(pace: Pace, traffic: Traffic, rate: float, seats: float) -> float | None:
+    """Sequences that run at a time (Little): the least number whose pace keeps it. None if it exceeds the seats."""
+    running = 0.0
+    for _ in range(_MAX_ITERATIONS):
+        share = rate * pace.prompt_s(traffic.prompt_tokens, running)
+        if share >= 1.0:
+            return None
+        found = rate * traffic.output_tokens * pace.decode_s(running) / (1.0 - share)
+        if found >= seats:
+            return None
+        if abs(found - running) < _PRECISION * max(1.0, running):
+            return found
+        running = found
+    return None
+
+
+def _check(pace: Pace, limits: ReplicaLimits, traffic: Traffic) -> None:
+    if not (0.0 < pace.prompt_tokens_per_s < math.inf and 0.0 < pace.step_s < math.inf and pace.sequence_s >= 0.0):
+        raise ConfigError(f"{pace} must have prompt_tokens_per_s and step_s above 0, and sequence_s of 0 or more")
+    if not (traffic.requests_per_s > 0.0 and traffic.prompt_tokens > 0.0 and traffic.output_tokens >= 1.0):
+        raise ConfigError(f"{traffic} must have requests_per_s and prompt_tokens above 0, output_tokens of 1 or more")
+    if traffic.prompt_variation < 0.0:
+        raise ConfigError(f"prompt_variation={traffic.prompt_variation:g} must be 0 or more")
+    if limits.seats(traffic) < 1.0:
+        raise ConfigError(f"num_blocks={limits.num_blocks} of {limits.block_size} tokens do not hold one such request")
+    if min(limits.max_num_seqs, limits.max_num_batched_tokens, limits.block_size) < 1:
+        raise ConfigError(f"{limits} must have numbers of 1 or more")
