@@ -123,7 +123,9 @@ def _engine_deployment(model: ModelArgs, name: str) -> Application:
     if model.engine_config.num_threads is not None:
         actor_options = _with_threads(actor_options, model.engine_config.num_threads)
         deployment = deployment.options(ray_actor_options=actor_options)
-    application: Application = deployment.bind(model.id, model.source, model.engine_options)
+    application: Application = deployment.bind(
+        model.id, model.source, model.engine_options, model.deployment.agent_metrics_s
+    )
     return application
 
 

@@ -128,6 +128,10 @@ class ScalingArgs(Args):
         return self.min_replicas == 0
 
 
+# Ray's agent forgets a gauge that it has not heard of for twice its report interval, which is 10 s unless set.
+_AGENT_METRICS_S = Field(default=10.0, ge=0.1, le=20)
+
+
 class DeploymentArgs(Args):
     """How Serve runs the replicas of one deployment. Times are in seconds.
 
@@ -139,6 +143,7 @@ class DeploymentArgs(Args):
         health_check_period_s: also how long a dead replica stays unnoticed.
         max_constructor_retry_count: replicas that may fail to start before the deployment counts as failed.
         ray_actor_options: what one rank takes; a replica is one, unless `engine.tensor_parallel_size` says otherwise.
+        agent_metrics_s: how often a replica hands what it counts to Ray's agent on its node; null hands it nothing.
         placement_group_strategy: where the ranks of a replica go: "STRICT_PACK" on one node, "PACK" on as few as can
             be. None is STRICT_PACK; nothing else is allowed for a single rank.
     """
@@ -152,6 +157,7 @@ class DeploymentArgs(Args):
     health_check_timeout_s: float = Field(default=30.0, gt=0)
     max_constructor_retry_count: int = Field(default=2, ge=1)
     ray_actor_options: RayActorOptions = RayActorOptions()
+    agent_metrics_s: float | None = _AGENT_METRICS_S
     placement_group_strategy: Literal["STRICT_PACK", "PACK"] | None = None
 
     @model_validator(mode="after")
@@ -425,6 +431,7 @@ class IngressArgs(Args):
         keep_alive_s: a stream that has brought nothing for this long gets a comment line, so that proxies keep it open.
         access_log: write a line for each request for tokens when it has ended: model, status, tokens and times.
         usage: keep what tenants use of each model; null keeps nothing.
+        agent_metrics_s: as in DeploymentArgs, of an ingress.
     """
 
     num_replicas: int = Field(default=1, ge=1)
@@ -435,6 +442,7 @@ class IngressArgs(Args):
     keep_alive_s: float = Field(default=5.0, gt=0)
     access_log: bool = False
     usage: UsageArgs | None = None
+    agent_metrics_s: float | None = _AGENT_METRICS_S
     graceful_shutdown_wait_loop_s: float = Field(default=0.2, gt=0)
     graceful_shutdown_timeout_s: float = Field(default=30.0, ge=0)
     health_check_period_s: float = Field(default=2.0, gt=0)

@@ -37,6 +37,8 @@ from app.ingress.scaling_state import DeploymentName, ScalingState
 from app.ingress.settings import HttpSettings
 from app.telemetry.application import ApplicationMetrics, IngressSamples
 from app.telemetry.logs import join_logs, origin_of_replica
+from app.telemetry.node_agent import NodeAgentExport
+from app.telemetry.samples import MetricSample, with_label
 from app.telemetry.tracing import tracing_from_environment
 from app.usage import UsageLedger
 from engine.errors import ConfigError
@@ -84,6 +86,7 @@ class Ingress:
         self._promises = PromiseExchange(context.replica_id.unique_id, self._clients, self._tell_promises)
         self._connecting: asyncio.Task[None] | None = None
         self._greeted = False
+        self._agent_export: NodeAgentExport | None = None
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         controller = await asyncio.to_thread(controller_has_haproxy)
@@ -96,11 +99,26 @@ class Ingress:
             access_log=self._settings.access_log,
         )
         self._promises.start()
+        if self._settings.agent_metrics_s is not None:
+            self._agent_export = self._export_to_agent(self._settings.agent_metrics_s)
         return build_asgi_app(self._registry, http, self._api_keys, self._metrics, self._tracing, self._ledger)
 
     async def own_samples(self) -> IngressSamples:
         """What this replica has counted itself, for whichever ingress is asked for `/metrics`."""
         return self._metrics.own_samples()
+
+    def _export_to_agent(self, interval_s: float) -> NodeAgentExport:
+        """Tell Ray's agent what this replica counts itself."""
+        loop = asyncio.get_running_loop()
+
+        def read() -> list[MetricSample]:
+            # What is counted changes on this loop, so it is read there.
+            told = asyncio.run_coroutine_threadsafe(self.own_samples(), loop).result(_GATHER_TIMEOUT_S)
+            return [item for name, samples in told.items() for item in with_label(samples, "ingress", name)]
+
+        export = NodeAgentExport(read, interval_s)
+        export.start()
+        return export
 
     async def hear_promises(self, ingress_id: str, news: NewsByModel) -> None:
         """What an ingress replica has told refused requests."""
@@ -143,6 +161,9 @@ class Ingress:
         tracing = getattr(self, "_tracing", None)
         if tracing is not None:
             tracing.close()
+        export = getattr(self, "_agent_export", None)
+        if export is not None:
+            export.close()
         ledger = getattr(self, "_ledger", None)
         if ledger is not None:
             ledger.close()

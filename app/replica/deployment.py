@@ -11,10 +11,13 @@ from typing import Any
 import ray
 from ray import serve
 
+from app.replica.counters import replica_counters
 from app.replica.rank_actors import RankActors
 from app.replica.service import ReplicaService
 from app.replica.stream_server import StreamServer
 from app.telemetry.logs import join_logs, logged_as, origin_of_replica
+from app.telemetry.model_samples import counter_samples
+from app.telemetry.node_agent import NodeAgentExport
 from app.telemetry.tracing import trace_id_of, tracing_from_environment
 from app.transport.cluster_secret import cluster_secret
 from app.transport.handshake import MAX_VERSION, MIN_VERSION
@@ -35,9 +38,16 @@ class EngineReplica:
         model_id: what users call the model.
         source: where its weights are.
         engine_options: of EngineConfig.
+        agent_metrics_s: how often Ray's agent is told what it counts; None for never.
     """
 
-    def __init__(self, model_id: str, source: str, engine_options: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model_id: str,
+        source: str,
+        engine_options: dict[str, Any] | None = None,
+        agent_metrics_s: float | None = None,
+    ) -> None:
         # Serve runs this on the user-code thread, so that loading holds up neither its health checks nor its RPCs.
         began = time.monotonic()
         origin = origin_of_replica()
@@ -60,6 +70,13 @@ class EngineReplica:
         self._server = StreamServer(_node_ip(), self._epoch, cluster_secret())
         self._service = ReplicaService(self._engine, self._server, model_id, self._tracing)
         self._service.start()
+        self._agent_export: NodeAgentExport | None = None
+        if agent_metrics_s is not None:
+            engine, replica_id = self._engine, context.replica_id.unique_id
+            self._agent_export = NodeAgentExport(
+                lambda: counter_samples(model_id, replica_id, replica_counters(engine.accounts())), agent_metrics_s
+            )
+            self._agent_export.start()
         cache = self._engine.cache_config
         simulated = config.simulated_device
         logger.info(
@@ -118,6 +135,9 @@ class EngineReplica:
 
     def __del__(self) -> None:
         # Serve calls this at the end of a graceful shutdown; a constructor that failed has nothing to close.
+        export = getattr(self, "_agent_export", None)
+        if export is not None:
+            export.close()
         service = getattr(self, "_service", None)
         if service is not None:
             service.close()

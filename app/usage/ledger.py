@@ -158,4 +158,5 @@ class UsageLedger:
         while not self._stopping.wait(_ROLL_UP_PERIOD_S):
             roll_up(self._settings, self.stats, pace=lambda: time.sleep(_ROLL_UP_REST_S))
         self._threads[0].join(_CLOSE_TIMEOUT_S)
-        roll_up(self._settings, self.stats)
+        # Ingresses of an application end together, and each has a segment to add.
+        roll_up(self._settings, self.stats, patience_s=_CLOSE_TIMEOUT_S / 2)

@@ -49,6 +49,7 @@ MAX_KEYS = 20_000
 OTHERS = "(others)"
 
 _LOCK = "roll_up.lock"
+_LOCK_POLL_S = 0.05
 
 
 @dataclass
@@ -96,19 +97,28 @@ class DayTotals:
         sync_folder(path.parent)
 
 
-def roll_up(settings: UsageSettings, stats: UsageStats, pace: Callable[[], None] | None = None) -> None:
+def roll_up(
+    settings: UsageSettings,
+    stats: UsageStats,
+    pace: Callable[[], None] | None = None,
+    patience_s: float = 0.0,
+) -> None:
     """Add what closed segments have, unless another process does so just now. Failures are counted, and tried again.
 
     Args:
         pace: called now and then, to let others go first.
+        patience_s: how long to wait for another process to be done with it.
     """
     directory = settings.directory
     try:
         with contextlib.ExitStack() as stack:
             lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             stack.callback(os.close, lock)
-            if not try_lock(lock, fcntl.LOCK_EX):
-                return
+            deadline = time.monotonic() + patience_s
+            while not try_lock(lock, fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    return
+                time.sleep(_LOCK_POLL_S)
             for name in (DAYS, UNCOPIED, KEPT):
                 (directory / name).mkdir(exist_ok=True)
             _remove_unfinished(directory)

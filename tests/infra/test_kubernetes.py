@@ -97,6 +97,9 @@ def reference_problems(manifests: list[Manifest]) -> Iterator[str]:
                 for each in mount:
                     if each["name"] not in volumes:
                         yield f"{where}: no volume {each['name']}"
+            for claim in _find(pod, "persistentVolumeClaim"):
+                if ("PersistentVolumeClaim", claim["claimName"]) not in named:
+                    yield f"{where}: no claim {claim['claimName']}"
     for manifest in manifests:
         for selector in _find(manifest, "matchLabels"):
             of_pods = "kubernetes.io/metadata.name" not in selector
@@ -135,6 +138,11 @@ def cluster_problems(manifests: list[Manifest]) -> Iterator[str]:
     for key, seconds in _pairs(yaml.safe_load(service["spec"]["serveConfigV2"])):
         if key == "graceful_shutdown_timeout_s" and seconds >= pod["terminationGracePeriodSeconds"]:
             yield f"a pod is killed before graceful_shutdown_timeout_s={seconds}"
+    mounts = {each["name"]: each["mountPath"] for each in worker["volumeMounts"]}
+    kept = {mounts.get(each["name"]) for each in pod["volumes"] if "persistentVolumeClaim" in each}
+    for usage in _find(yaml.safe_load(service["spec"]["serveConfigV2"]), "usage"):
+        if usage["directory"] not in kept:
+            yield f"usage is written to {usage['directory']}, which no claim keeps"
     bound = next(each["value"] for each in worker["env"] if each["name"] == "QUIRE_CACHE_BYTES")
     disk = next(each["emptyDir"]["sizeLimit"] for each in pod["volumes"] if each["name"] == "cache")
     if num_bytes(bound) >= num_bytes(disk):
@@ -264,6 +272,18 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a small volume": (
         lambda of: _worker(of)["template"]["spec"]["volumes"][0]["emptyDir"].update(sizeLimit="10Gi"),
         "the cache may take 18G, its volume 10Gi",
+    ),
+    "a claim that is not there": (
+        lambda of: of["PersistentVolumeClaim"]["metadata"].update(name="usage"),
+        "replicas: no claim quire-usage",
+    ),
+    "a field of the claim": (
+        lambda of: of["PersistentVolumeClaim"]["spec"].update(accessMode="ReadWriteMany"),
+        "PersistentVolumeClaim",
+    ),
+    "usage that ends with its pod": (
+        lambda of: _worker(of)["template"]["spec"]["containers"][0]["volumeMounts"][2].update(mountPath="/usage"),
+        "usage is written to /var/lib/quire/usage, which no claim keeps",
     ),
     "HAProxy's statistics to all": (
         lambda of: of["NetworkPolicy/ray"]["spec"]["ingress"][1]["ports"].append({"protocol": "TCP", "port": 8404}),

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from app.usage import roll_up as module
 from app.usage.records import encode_line
 from app.usage.roll_up import DAYS, KEPT, OTHERS, roll_up
+from app.usage.segment import try_lock
 from app.usage.settings import UsageSettings
 from app.usage.totals import UsageCounts
 from app.usage.writer import SEGMENTS, UsageStats
@@ -155,6 +158,16 @@ def test_what_another_process_adds_is_left_to_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "_remove_unfinished", again)
     roll_up(UsageSettings(tmp_path), UsageStats())
     assert asked
+    check(tmp_path)
+
+
+def test_one_that_has_patience_waits_for_another(tmp_path: Path) -> None:
+    fill(tmp_path)
+    lock = os.open(tmp_path / "roll_up.lock", os.O_RDWR | os.O_CREAT)
+    assert try_lock(lock, fcntl.LOCK_EX)
+    threading.Timer(0.1, os.close, (lock,)).start()
+    roll_up(UsageSettings(tmp_path), UsageStats(), patience_s=60.0)
+    assert list((tmp_path / SEGMENTS).iterdir()) == []
     check(tmp_path)
 
 
