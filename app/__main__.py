@@ -93,6 +93,7 @@ def size(
     overlaps: Annotated[bool, typer.Option(help="Prompts and decodes of a step take the longer of both.")] = False,
     ttft_target: Annotated[float, typer.Option(help="Seconds to the first token, of 95 in 100 requests.")] = 1.0,
     prompt_variation: Annotated[float, typer.Option(help="Variance of prompts' lengths over their mean squared.")] = 1,
+    output_variation: Annotated[float, typer.Option(help="Variance of outputs' lengths over their mean squared.")] = 1,
     held_prompt_tokens: Annotated[float | None, typer.Option(help="If prefixes are cached: whole prompts.")] = None,
     max_seat_share: Annotated[float, typer.Option(help="No fuller are seats and KV blocks to be.")] = 0.75,
     num_blocks: Annotated[int | None, typer.Option(help="KV blocks of a replica, if the config leaves them.")] = None,
@@ -106,7 +107,7 @@ def size(
     try:
         limits = replica_limits(load_config(config), model, num_blocks)
         pace = Pace(prefill_rate, step_ms / 1e3, sequence_ms / 1e3, overlaps)
-        traffic = Traffic(rate, prompt_tokens, output_tokens, held_prompt_tokens, prompt_variation)
+        traffic = Traffic(rate, prompt_tokens, output_tokens, held_prompt_tokens, prompt_variation, output_variation)
         number = replicas_for(pace, limits, traffic, ttft_target, max_seat_share)
         found = foresee(pace, limits, traffic, number)
         most = capacity(pace, limits, traffic, number, ttft_target)

@@ -64,7 +64,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     limits = ReplicaLimits(options.max_num_seqs, _NUM_BLOCKS, _BLOCK_SIZE, _STEP_TOKENS)
-    traffic = Traffic(1.0, options.prompt_tokens, options.output_tokens, prompt_variation=0.0)
+    traffic = Traffic(1.0, options.prompt_tokens, options.output_tokens, prompt_variation=0.0, output_variation=0.0)
     with (
         tempfile.TemporaryDirectory(prefix="quire-capacity-") as folder,
         serving(_config(options), Path(folder)) as root,
@@ -91,7 +91,7 @@ def main() -> None:
         "error_percent": None if measured is None else round(100 * (foreseen / measured - 1), 1),
         "offered": [each._asdict() for each in offered],
     }
-    print(json.dumps(result))
+    print(json.dumps(result).replace("Infinity", "null"))
 
 
 def broken_at(offered: Sequence[Offered], target_s: float) -> float | None:

@@ -2,8 +2,8 @@
 
 A replica computes in steps: each draws a token for every running sequence, and computes what prompts wait. From what
 steps take follows how long a token takes, by Little's law how many sequences run, and how long a prompt waits. Prompts
-queue for the replicas as in M/G/c, sequences for seats and blocks as in M/M/c. Means go in; where the text says p95,
-queues are taken to be as long as they are in one of twenty cases.
+queue for the replicas, sequences for seats and blocks, as in M/G/c (Allen and Cunneen). Means go in; where the text
+says p95, queues are taken to be as long as they are in one of twenty cases.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Traffic(NamedTuple):
     Attributes:
         prompt_tokens: of a mean request, those that are in no cache.
         held_prompt_tokens: of a mean request, those that it holds blocks for; shared prefixes are held once, for all.
-        prompt_variation: variance of the prompts' lengths over the square of their mean; 1 is an exponential's.
+        prompt_variation, output_variation: variance of the lengths over the square of their mean; 1 is an
+            exponential's, 0 of requests that are all of one length.
     """
 
     requests_per_s: float
@@ -61,6 +62,7 @@ class Traffic(NamedTuple):
     output_tokens: float
     held_prompt_tokens: float | None = None
     prompt_variation: float = 1.0
+    output_variation: float = 1.0
 
 
 class ReplicaLimits(NamedTuple):
@@ -122,7 +124,9 @@ def foresee(pace: Pace, limits: ReplicaLimits, traffic: Traffic, num_replicas: i
     # The step that runs when it comes, and its own; prompts longer than a step take several.
     steps = max(1.0, traffic.prompt_tokens / room)
     first_s = decode_s + own_s + steps * decode_s + own_s
-    ttft_s = prompts_s * (1.0 + traffic.prompt_variation) / 2 + seats_s + first_s
+    prompts_s *= (1.0 + traffic.prompt_variation) / 2
+    seats_s *= (1.0 + traffic.output_variation) / 2
+    ttft_s = prompts_s + seats_s + first_s
     return Foreseen(ttft_s, tpot_s, running, running / seats, share)
 
 
@@ -187,8 +191,8 @@ def _check(pace: Pace, limits: ReplicaLimits, traffic: Traffic) -> None:
         raise ConfigError(f"{pace} must have prompt_tokens_per_s and step_s above 0, and sequence_s of 0 or more")
     if not (traffic.requests_per_s > 0.0 and traffic.prompt_tokens > 0.0 and traffic.output_tokens >= 1.0):
         raise ConfigError(f"{traffic} must have requests_per_s and prompt_tokens above 0, output_tokens of 1 or more")
-    if traffic.prompt_variation < 0.0:
-        raise ConfigError(f"prompt_variation={traffic.prompt_variation:g} must be 0 or more")
+    if not min(traffic.prompt_variation, traffic.output_variation) >= 0.0:
+        raise ConfigError(f"{traffic} must have prompt_variation and output_variation of 0 or more")
     if limits.seats(traffic) < 1.0:
         raise ConfigError(f"num_blocks={limits.num_blocks} of {limits.block_size} tokens do not hold one such request")
     if min(limits.max_num_seqs, limits.max_num_batched_tokens, limits.block_size) < 1:

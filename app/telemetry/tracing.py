@@ -197,7 +197,9 @@ def carrier_of(context: SpanContext) -> dict[str, str]:
 
 def trace_id_of(carrier: Mapping[str, str] | None) -> str:
     """The trace's id in W3C headers, 32 hex digits; empty if they name none."""
-    context = trace.get_current_span(_PROPAGATOR.extract(carrier or {})).get_span_context()
+    if not carrier:
+        return ""
+    context = trace.get_current_span(_PROPAGATOR.extract(carrier)).get_span_context()
     return trace.format_trace_id(context.trace_id) if context.is_valid else ""
 
 

@@ -81,7 +81,10 @@ def test_a_fuller_pool_needs_fewer_replicas() -> None:
     [
         ({"pace": PACE._replace(step_s=0.0)}, "step_s above 0"),
         ({"traffic": TRAFFIC._replace(requests_per_s=0.0)}, "requests_per_s and prompt_tokens above 0"),
-        ({"traffic": TRAFFIC._replace(prompt_variation=-1.0)}, "prompt_variation=-1 must be 0 or more"),
+        (
+            {"traffic": TRAFFIC._replace(prompt_variation=-1.0)},
+            "have prompt_variation and output_variation of 0",
+        ),
         ({"limits": LIMITS._replace(num_blocks=3)}, "num_blocks=3 of 16 tokens do not hold one such request"),
         ({"traffic": TRAFFIC._replace(prompt_tokens=10_000.0)}, r"ttft_target_s=1 cannot be kept: .* takes 4"),
     ],
