@@ -35,9 +35,15 @@ def test_blocks_and_weights_are_as_large_as_the_engine_makes_them(formula: dict[
 def test_the_text_has_the_formulas_results(formula: dict[str, Any]) -> None:
     said = re.sub(r"\s+", " ", TEXT)
     assert formula["block_bytes"] == 2 << 20
-    assert f"2 MiB a block, {formula['num_blocks']:,} blocks, {formula['blocks_of_a_request']} blocks a request" in said
-    assert f"{formula['running']:.0f} requests at a time and {formula['running_in_a_replica']} in a replica" in said
+    assert (
+        f"2 MiB a block, {formula['num_blocks']:,} blocks and room for {formula['seats']} requests in a replica" in said
+    )
+    found = formula["found"]
+    running, token_ms = f"{found.running:.0f} requests run", f"{1e3 * found.tpot_s:.0f} ms a token"
+    assert f"{formula['needed']} replicas would do, on each of which {running} at {token_ms}" in said
+    assert f"keep the target up to {formula['bearable']:.1f} requests a second" in said
     assert f"{formula['replicas']} replicas, one of them to spare" in said
+    assert found.ttft_p95_s < 2.0
 
 
 def test_files_that_are_named_exist() -> None:
