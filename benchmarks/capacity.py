@@ -2,7 +2,7 @@
 first token's target, and then offers rates around that to see where it breaks.
 
 A serving session of its own: `--replicas` of SmolLM2 on this CPU, or on a simulated device, whose pace is known. Two
-closed loops measure the pace: one stream, and half of the seats. Then an open loop of Poisson arrivals for each of
+closed loops measure the pace: one stream, and as many as there are seats. Then an open loop of Poisson arrivals for each of
 `--multiples` of the foreseen rate. A rate is kept if the first tokens of 95 in 100 requests came within the target;
 where it breaks lies between two of the rates, by their p95. The last line is one JSON object.
 """
@@ -105,15 +105,16 @@ def broken_at(offered: Sequence[Offered], target_s: float) -> float | None:
     return None
 
 
-def pace_of(one: Closed, many: Closed, concurrency: float, prompt_tokens: int) -> Pace:
+def pace_of(one: Closed, many: Closed, concurrency: float, prompt_tokens: int, output_tokens: int) -> Pace:
     """What steps take, from one stream and from several; the latter's requests a second are of one replica.
 
-    With n streams a token takes `step + n * sequence`, longer by the part of the time that prompts take; the first
-    token of a single stream takes a prompt and a step without another sequence.
+    A replica that is never idle takes for each request its prompt's time, and of each of its tokens' steps the share of
+    one sequence in so many. How long their tokens took would not do: streams of one length begin and end together, so
+    that prompts hold up none of them. The first token of a single stream takes a prompt and a step of no other.
     """
     prompt_s = sequence_s = 0.0
     for _ in range(_ITERATIONS):
-        many_s = many.tpot_s * (1.0 - min(0.9, many.requests_per_s * prompt_s))
+        many_s = max(0.0, 1.0 / many.requests_per_s - prompt_s) * concurrency / output_tokens
         sequence_s = max(0.0, (many_s - one.tpot_s) / (concurrency - 1))
         step_s = max(one.tpot_s / 10, one.tpot_s - sequence_s)
         prompt_s = max(one.ttft_s / 100, one.ttft_s - step_s)
@@ -126,11 +127,12 @@ def _pace(url: SplitResult, options: argparse.Namespace) -> Pace:
         if not isinstance(prices, FixedPrices):
             raise SystemExit(f"--device={options.device}: its pace depends on the model; give prefill= and step_ms=")
         return Pace(prices.prefill_tokens_per_s, prices.step_s, overlaps=True)
-    concurrency = max(2, options.max_num_seqs // 2)
+    concurrency = max(2, options.max_num_seqs)
     one = _closed(url, options, 1, 6)
-    many = _closed(url, options, concurrency * options.replicas, 5 * concurrency * options.replicas)
+    many = _closed(url, options, concurrency * options.replicas, 4 * concurrency * options.replicas)
     many = many._replace(requests_per_s=many.requests_per_s / options.replicas)
-    return pace_of(one, many, concurrency, options.prompt_tokens)
+    print(f"one stream: {one}; {concurrency} on a replica: {many}", flush=True)
+    return pace_of(one, many, concurrency, options.prompt_tokens, options.output_tokens)
 
 
 def _closed(url: SplitResult, options: argparse.Namespace, concurrency: int, num_requests: int) -> Closed:

@@ -19,10 +19,9 @@ def test_where_the_target_breaks_lies_between_two_rates() -> None:
 
 
 def test_a_pace_is_found_again_in_what_it_brings() -> None:
-    pace, prompt_tokens, streams = Pace(2000.0, 0.01, 0.004), 64, 8
+    pace, prompt_tokens, output_tokens, streams = Pace(2000.0, 0.01, 0.004), 64, 32, 8
     prompt_s = prompt_tokens / pace.prompt_tokens_per_s
-    rate = 4.0
     one = Closed(prompt_s + pace.step_s, pace.decode_s(1), 1.0)
-    many = Closed(0.5, pace.decode_s(streams) / (1 - rate * prompt_s), rate)
-    found = pace_of(one, many, streams, prompt_tokens)
+    request_s = prompt_s + output_tokens * pace.decode_s(streams) / streams
+    found = pace_of(one, Closed(0.5, 0.1, 1 / request_s), streams, prompt_tokens, output_tokens)
     assert tuple(found)[:3] == pytest.approx(tuple(pace)[:3], rel=1e-3)
