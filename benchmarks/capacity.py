@@ -2,9 +2,9 @@
 first token's target, and then offers rates around that to see where it breaks.
 
 A serving session of its own: `--replicas` of SmolLM2 on this CPU, or on a simulated device, whose pace is known. Two
-closed loops measure the pace: one stream, and as many as there are seats. Then an open loop of Poisson arrivals for each of
-`--multiples` of the foreseen rate. A rate is kept if the first tokens of 95 in 100 requests came within the target;
-where it breaks lies between two of the rates, by their p95. The last line is one JSON object.
+closed loops measure the pace: one stream, and as many as there are seats. Then an open loop of Poisson arrivals for
+each of `--multiples` of the foreseen rate. A rate is kept if the first tokens of 95 in 100 requests came within the
+target; where it breaks lies between two of the rates, by their p95. The last line is one JSON object.
 """
 
 from __future__ import annotations
