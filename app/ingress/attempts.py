@@ -7,20 +7,19 @@ The life of an attempt, which is one submission of a request to one replica:
                                  └→ tokens on the socket ─────────────────┤ line lost, drained → next attempt
                                                                           └→ final record on the socket → finished
 
-The replica begins with whichever comes first, SUBMIT or the call; the socket is some milliseconds faster. Only the
-final record on the socket finishes a request. The Serve call exists so that Serve counts, cancels and drains it; its
-reply is at most a reason to expect that record. An attempt that a replica has by SUBMIT goes nowhere else: if Serve
-finds that replica full or gone, the request goes on in another attempt, which waits for its call.
+The replica begins with SUBMIT, or with the call if it cannot take that. Only the final record on the socket finishes a
+request; the call's reply is at most a reason to expect that record (calls.py). An attempt that a replica has by SUBMIT
+goes nowhere else: if Serve finds that replica full or gone, the request goes on in another attempt, which waits for its
+call.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextvars
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from app.balancer import Balancer, Placement, RequestCost
@@ -28,6 +27,7 @@ from app.balancer.booking import BookingGoneError
 from app.balancer.terms import Refusal
 from app.ingress.attempt import Attempt, ClientOptions
 from app.ingress.call_errors import classify
+from app.ingress.calls import Calls
 from app.ingress.demand import Demand
 from app.ingress.held_requests import HeldRequests
 from app.ingress.prompt_chain import prompt_chain
@@ -62,7 +62,6 @@ class Attempts:
         demand: Demand,
     ) -> None:
         self._model_id = model_id
-        self._client_id = client_id
         self._balancer = balancer
         self._links = links
         self._options = options
@@ -70,7 +69,7 @@ class Attempts:
         self._held = HeldRequests(balancer, self._send_on, self._refuse)
         self._attempts: dict[int, Attempt] = {}
         self._numbers = itertools.count(1)
-        self._generate: Any = None
+        self._calls = Calls(client_id, options, self)
         self.counts = RouteCounts()
 
     def __len__(self) -> int:
@@ -78,7 +77,7 @@ class Attempts:
 
     def call_by(self, generate: Any) -> None:
         """The handle's method that calls a replica; before the first `submit`."""
-        self._generate = generate
+        self._calls.call_by(generate)
 
     def submit(self, journal: RequestJournal) -> None:
         """Begin a request, in the context of the HTTP request that runs now."""
@@ -138,6 +137,11 @@ class Attempts:
             if attempt is not None:
                 self._take(attempt, row)
 
+    def refused(self, numbers: Iterable[int]) -> None:
+        """Their replica did not take them by socket: it will tell their calls why."""
+        for attempt in self._found(numbers):
+            self._calls.refused(attempt)
+
     def lost(self, numbers: Iterable[int], reason: str) -> None:
         """Their replica has gone."""
         for attempt in self._found(numbers):
@@ -163,8 +167,8 @@ class Attempts:
         *,
         ahead: bool = True,
     ) -> None:
-        attempt = Attempt(next(self._numbers), journal, context, num_failures, excluded)
         request = journal.resumed_request()
+        attempt = Attempt(next(self._numbers), journal, request, context, num_failures, excluded)
         # Registered before the call: its first token may be here before the call knows that it was accepted.
         journal.attempt = attempt.number
         journal.num_attempts += 1
@@ -187,7 +191,7 @@ class Attempts:
                 self.counts.unplaced += 1
             else:
                 self.counts.placed += 1
-            self._start_call(attempt, request, ahead=ahead)
+            self._start(attempt, ahead=ahead)
 
     def _cost(self, request: EngineRequest) -> RequestCost:
         params = request.sampling_params
@@ -214,7 +218,7 @@ class Attempts:
         if attempt is not None:
             if attempt.trace is not None:
                 self._trace_decision(attempt, attempt.trace, "placed")
-            self._start_call(attempt, attempt.journal.resumed_request())
+            self._start(attempt)
 
     def _refuse(self, number: int, refusal: Refusal) -> None:
         """Admission has turned it away, at its arrival or later."""
@@ -222,60 +226,42 @@ class Attempts:
         if attempt is not None:
             self._end_with(attempt, OverloadedError(refusal.message, refusal.retry_after_s))
 
-    def _start_call(self, attempt: Attempt, request: EngineRequest, *, ahead: bool = True) -> None:
+    def _start(self, attempt: Attempt, *, ahead: bool = True) -> None:
         attempt.waited_s = time.monotonic() - attempt.journal.began_s
         if attempt.trace is not None:
             attempt.trace.called()
         at = self._balancer.replica_of(attempt.number) if ahead else None
         if at is not None:
             trace = attempt.trace.carrier if attempt.trace is not None else None
-            if self._links.submit(at, Submission(attempt.number, request, attempt.waited_s, trace)):
+            if self._links.submit(at, Submission(attempt.number, attempt.request, attempt.waited_s, trace)):
                 attempt.submitted_to = at
-        attempt.task = asyncio.get_running_loop().create_task(
-            self._call(attempt, request), name=f"call {request.request_id}", context=attempt.context
-        )
+                self._calls.start_later(attempt)
+                return
+        self._calls.start(attempt)
 
-    async def _call(self, attempt: Attempt, request: EngineRequest) -> None:
-        """The Serve call of an attempt, from its start to its reply or failure."""
-        timeout = self._later(self._options.placement_timeout_s, self._check_placed, attempt)
-        traced = {}
-        if attempt.trace is not None:
-            traced["trace"] = attempt.trace.carrier
-        try:
-            attempt.response = self._generate.remote(
-                request, ingress_id=self._client_id, attempt=attempt.number, waited_s=attempt.waited_s, **traced
-            )
-            await attempt.response
-        except asyncio.CancelledError:
-            # By us, and then the attempt is gone; or by Serve, which cancels the calls of an HTTP request that ends.
-            if self._is_current(attempt):
-                self._end_with(attempt, EngineDeadError("the request's call was cancelled"))
-        except Exception as error:
-            if self._is_current(attempt):
-                self._call_failed(attempt, error)
-        else:
-            if self._is_current(attempt):
-                # The last tokens travel another road and may come later, but not much.
-                self._later(self._options.final_record_s, self._check_final, attempt)
-        finally:
-            timeout.cancel()
+    # What the calls tell
 
-    def _later(self, delay_s: float, check: Callable[[Attempt], None], attempt: Attempt) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(delay_s, check, attempt)
-
-    def _is_current(self, attempt: Attempt) -> bool:
+    def is_current(self, attempt: Attempt) -> bool:
+        """Whether it is neither finished nor given up."""
         return self._attempts.get(attempt.number) is attempt
 
-    def _check_placed(self, attempt: Attempt) -> None:
-        if self._is_current(attempt) and self._balancer.replica_of(attempt.number) is None:
+    def check_placed(self, attempt: Attempt) -> None:
+        """It has had its time to find a replica."""
+        if self.is_current(attempt) and self._balancer.replica_of(attempt.number) is None:
             waited_s = self._options.placement_timeout_s
             self._end_with(attempt, EngineDeadError(f"no replica of {self._model_id} was ready within {waited_s:g} s"))
 
-    def _check_final(self, attempt: Attempt) -> None:
-        if self._is_current(attempt):
+    def final_record_missing(self, attempt: Attempt) -> None:
+        """Its call has returned, and the final record has not come in time."""
+        if self.is_current(attempt):
             self._fail_over(attempt, "its final record did not come")
 
-    def _call_failed(self, attempt: Attempt, error: Exception) -> None:
+    def call_cancelled(self, attempt: Attempt) -> None:
+        """Serve has cancelled its call."""
+        self._end_with(attempt, EngineDeadError("the request's call was cancelled"))
+
+    def call_failed(self, attempt: Attempt, error: Exception) -> None:
+        """Its call has raised."""
         if attempt.turned_away:
             reason = f"replica {attempt.submitted_to} did not take its call"
             self._resubmit(attempt, reason, attempt.num_failures, attempt.excluded, ahead=False)
@@ -316,6 +302,7 @@ class Attempts:
     def _began(self, attempt: Attempt, row: StepRow) -> None:
         """The first tokens: the prompt has been computed."""
         attempt.prompt_computed = True
+        self._calls.first_token(attempt)
         if attempt.trace is not None:
             attempt.trace.began(row.output.num_cached_tokens)
         self._balancer.computed(attempt.number)
@@ -396,18 +383,12 @@ class Attempts:
         self._forget(attempt)
         if at is not None:
             self._links.send(at, encode_abort((attempt.number,)))
-        if attempt.response is not None:
-            try:
-                attempt.response.cancel()
-            except Exception as error:
-                # Serve raises here what the call had failed with; it is over either way.
-                logger.debug("cancelling a call that had failed: %s", error)
-        if attempt.task is not None and not attempt.task.done():
-            attempt.task.cancel()
+        self._calls.cancel(attempt)
 
     def _forget(self, attempt: Attempt) -> None:
         self._attempts.pop(attempt.number, None)
         self._balancer.release(attempt.number)
+        self._calls.drop(attempt)
         if attempt.trace is not None:
             attempt.trace.end()
 

@@ -263,6 +263,10 @@ class ReplicaSetClient:
         """A step's tokens."""
         self._attempts.stepped(rows)
 
+    def refused(self, attempts: Iterable[int]) -> None:
+        """Their replica did not take them."""
+        self._attempts.refused(attempts)
+
     def lost(self, attempts: Iterable[int], reason: str) -> None:
         """Their replica has gone."""
         self._attempts.lost(attempts, reason)

@@ -16,7 +16,7 @@ from app.transport.counter_messages import ReplicaCounters, decode_counters
 from app.transport.errors import FrameError
 from app.transport.frames import Frame
 from app.transport.link import Endpoint, Link, LinkListener, ReplicaLink
-from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_step
+from app.transport.messages import Kind, StepRow, decode_draining, decode_load, decode_refused, decode_step
 from app.transport.submit_messages import SUBMIT_VERSION, Submission, encode_submit
 
 logger = logging.getLogger("ray.serve")
@@ -37,6 +37,10 @@ class LinksListener(Protocol):
 
     def stepped(self, rows: Iterable[StepRow]) -> None:
         """A replica's step has brought tokens."""
+        ...
+
+    def refused(self, attempts: Iterable[int]) -> None:
+        """A replica did not take these by SUBMIT; their calls will say why."""
         ...
 
     def lost(self, attempts: Iterable[int], reason: str) -> None:
@@ -182,6 +186,8 @@ class ReplicaLinks:
             self._ask_again(replica, replica.follower.changed(decode_blocks(frame)))
         elif frame.kind == Kind.SNAPSHOT:
             self._ask_again(replica, replica.follower.replaced(decode_snapshot(frame)))
+        elif frame.kind == Kind.REFUSED:
+            self._listener.refused(decode_refused(frame))
         elif frame.kind == Kind.COUNTERS:
             replica.counters = decode_counters(frame)
             self._balancer.heard(replica.replica_id)

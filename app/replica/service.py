@@ -20,7 +20,7 @@ from app.replica.stream_server import StreamServer
 from app.telemetry.engine_trace import EngineTrace
 from app.telemetry.tracing import Tracing
 from app.transport.demand_messages import DemandShare
-from app.transport.messages import Draining, StepMessage, encode_draining
+from app.transport.messages import Draining, StepMessage, encode_draining, encode_refused
 from app.transport.submit_messages import Submission
 from engine.errors import EngineDeadError
 from engine.memory import BlockChanges
@@ -33,7 +33,8 @@ logger = logging.getLogger("ray.serve")
 _WATCH_INTERVAL_S = 0.25
 # An ABORT can overtake its Serve call, and that a SUBMIT; so many of each are remembered per ingress.
 _REMEMBERED = 4096
-# What SUBMIT has brought is given up when no call has come for it after this: Serve would not count it.
+# What SUBMIT has brought is given up when no call has come for it after this, as Serve would not count it; what has
+# ended by then is forgotten.
 _CALL_WITHIN_S = 30.0
 
 
@@ -248,6 +249,7 @@ class ReplicaService:
             self._unclaimed.pop(stream.key, None)
             stream.refusal = error
             stream.end()
+            self._server.send(ingress_id, encode_refused((attempt,)))
 
     def demanded(self, ingress_id: str, share: DemandShare) -> None:
         self._demand.told(ingress_id, share)
@@ -304,7 +306,10 @@ class ReplicaService:
 
     def _give_up_unclaimed(self, submitted_before_s: float) -> None:
         for key, stream in list(self._unclaimed.items()):
-            if stream.submitted_s < submitted_before_s and self._unclaimed.pop(key, None) is not None:
+            if stream.submitted_s >= submitted_before_s or self._unclaimed.pop(key, None) is None:
+                continue
+            # Ingresses spare themselves the call of what has ended soon.
+            if not (stream.ended or stream.aborted):
                 logger.warning("Request %s: its Serve call did not come", stream.request_id)
                 if stream.ingress_id in self._aborts:
                     self.aborted(stream.ingress_id, (stream.attempt,))

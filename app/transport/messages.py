@@ -5,6 +5,7 @@
                         HEARTBEAT  "I live", answered by PONG
                         BLOCKS     what the prefix cache gained and lost: see block_messages
                         COUNTERS   what the replica counts for `/metrics`: see counter_messages
+                        REFUSED    attempts of SUBMIT that it did not take; their Serve calls will say why
                         DRAINING   the replica will stop: move your requests within so many seconds
     ingress → replica   SUBSCRIBE  this ingress's id; the replica answers with its LOAD
                         ABORT      attempts whose reader has gone
@@ -43,6 +44,7 @@ class Kind(IntEnum):
     BLOCKS = 20
     SNAPSHOT = 21
     COUNTERS = 22
+    REFUSED = 23
     SUBSCRIBE = 32
     ABORT = 33
     PONG = 34
@@ -241,9 +243,23 @@ def encode_abort(attempts: Iterable[int]) -> bytes:
 
 def decode_abort(frame: Frame) -> tuple[int, ...]:
     """The attempts to abort. Raises FrameError."""
+    return _decode_attempts(frame, "ABORT")
+
+
+def encode_refused(attempts: Iterable[int]) -> bytes:
+    """The REFUSED frame."""
+    return encode_frame(Kind.REFUSED, list(attempts))
+
+
+def decode_refused(frame: Frame) -> tuple[int, ...]:
+    """The attempts that were refused. Raises FrameError."""
+    return _decode_attempts(frame, "REFUSED")
+
+
+def _decode_attempts(frame: Frame, kind: str) -> tuple[int, ...]:
     attempts = frame.fields[0] if frame.fields else None
     if not isinstance(attempts, tuple) or not all(type(attempt) is int for attempt in attempts):
-        raise FrameError("malformed ABORT: an array of attempts expected")
+        raise FrameError(f"malformed {kind}: an array of attempts expected")
     return attempts
 
 

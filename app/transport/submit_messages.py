@@ -1,6 +1,7 @@
 """How an ingress hands a request to a replica ahead of its Serve call: SUBMIT.
 
-The Serve call follows with the same request, so that a message lost, or not understood, costs time and nothing else.
+The Serve call follows with the same request unless that has ended by then, so that a message lost, or not understood,
+costs time and nothing else.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -33,6 +33,7 @@ from app.transport.messages import (
     decode_stop,
     encode_draining,
     encode_load,
+    encode_refused,
 )
 from app.transport.submit_messages import SUBMIT_VERSION, decode_submit
 from engine.errors import (
@@ -61,7 +62,7 @@ pytestmark = pytest.mark.anyio
 
 # What Serve's router calls the deployment.
 KEY = "app#engine"
-OPTIONS = ClientOptions(final_record_s=0.1, placement_timeout_s=5.0)
+OPTIONS = ClientOptions(final_record_s=0.1, placement_timeout_s=5.0, call_after_s=0.0)
 
 
 @pytest.fixture
@@ -923,6 +924,77 @@ async def test_a_booked_request_goes_ahead_of_its_call(world: World) -> None:
     assert submission.request.sampling_params == request.sampling_params
     replica.step(call, count=2, finish="length")
     assert tokens_of(await reader) == expected(request, 2)
+
+
+class Submitted(NamedTuple):
+    """A request that a replica has by SUBMIT, and no call for it."""
+
+    world: World
+    request: EngineRequest
+    reader: asyncio.Task[list[SequenceOutput]]
+    replica: Replica
+    attempt: int
+
+    def step(self, *, ends: bool) -> None:
+        message = StepMessage()
+        output = SequenceOutput("", 0, [token(self.request, 0, 0)], finish_reason="length" if ends else None)
+        message.add(self.attempt, output, 1 if ends else None)
+        self.replica.receive(message.encode())
+
+
+@pytest.fixture
+async def submitted() -> AsyncGenerator[Submitted, None]:
+    world = World(OPTIONS._replace(call_after_s=60.0))
+    await world.start("a", "b")
+    request = make_request()
+    reader = world.read(request)
+    await until(lambda: any(replica.submitted for replica in world.fleet.replicas.values()))
+    replica = next(replica for replica in world.fleet.replicas.values() if replica.submitted)
+    assert world.fleet.calls == []
+    yield Submitted(world, request, reader, replica, replica.submitted[0])
+    await world.client.close()
+    world.assert_clean()
+
+
+async def test_the_call_of_a_submitted_request_follows_its_first_token(submitted: Submitted) -> None:
+    submitted.step(ends=False)
+    replica, call = await submitted.world.fleet.first_call()
+    assert (replica, call.attempt) == (submitted.replica, submitted.attempt)
+    assert call.request.resumed == ()
+    call.num_sent = call.positions[0] = 1
+    replica.step(call, finish="length")
+    assert tokens_of(await submitted.reader) == expected(submitted.request, 2)
+
+
+async def test_what_ends_with_its_first_token_is_not_called_for(submitted: Submitted) -> None:
+    submitted.step(ends=True)
+    assert tokens_of(await submitted.reader) == expected(submitted.request, 1)
+    await asyncio.sleep(0.03)
+    assert submitted.world.fleet.calls == submitted.replica.aborts == []
+
+
+async def test_a_refused_submission_is_called_for_at_once_to_hear_why(submitted: Submitted) -> None:
+    submitted.replica.receive(encode_refused([submitted.attempt, 77]))
+    _, call = await submitted.world.fleet.first_call()
+    call.reply.set_exception(wrapped(PromptTooLongError("too long")))
+    with pytest.raises(PromptTooLongError):
+        await submitted.reader
+
+
+async def test_a_reader_that_leaves_before_the_call_spares_it(submitted: Submitted) -> None:
+    submitted.reader.cancel()
+    await until(lambda: submitted.replica.aborts == [submitted.attempt])
+    await asyncio.sleep(0.03)
+    assert submitted.world.fleet.calls == []
+
+
+async def test_a_replica_lost_before_the_call_has_its_request_go_on_elsewhere(submitted: Submitted) -> None:
+    submitted.replica.go_down()
+    other = next(replica for replica in submitted.world.fleet.replicas.values() if replica is not submitted.replica)
+    await until(lambda: other.submitted)
+    there = submitted._replace(replica=other, attempt=other.submitted[0])
+    there.step(ends=True)
+    assert tokens_of(await submitted.reader) == expected(submitted.request, 1)
 
 
 async def test_an_older_replica_gets_the_call_alone() -> None:

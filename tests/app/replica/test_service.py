@@ -21,6 +21,7 @@ from app.transport.messages import (
     StepRow,
     decode_draining,
     decode_load,
+    decode_refused,
     decode_step,
     encode_abort,
     encode_stop,
@@ -430,10 +431,11 @@ async def test_a_submission_later_than_its_call_begins_nothing(world: World) -> 
 
 
 async def test_a_submission_that_the_engine_refuses_leaves_the_refusal_to_the_call(world: World) -> None:
-    await world.connect("ingress")
+    ingress = await world.connect("ingress")
     world.submit("ingress", 1, prompt=11)
     world.submit("ingress", 2)
     await until(lambda: world.engine.requests)
+    await until(lambda: [decode_refused(frame) for frame in ingress.frames if frame.kind == Kind.REFUSED] == [(1,)])
     with pytest.raises(PromptTooLongError):
         await world.call("ingress", 1, prompt=11)
     world.engine.step(("ingress/2", [4], "stop"))
@@ -452,6 +454,20 @@ async def test_an_abort_ends_what_was_submitted_and_the_call_that_comes_later(wo
     await until(lambda: world.engine.requests)
     assert list(world.engine.requests) == ["ingress/2"]
     world.engine.step(("ingress/2", [4], "stop"))
+
+
+async def test_what_has_ended_without_its_call_is_forgotten_in_silence(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ingress = await world.connect("ingress")
+    world.submit("ingress", 1)
+    await until(lambda: world.engine.requests)
+    world.engine.step(("ingress/1", [4], "stop"))
+    await until(ingress.steps)
+    assert world.service._unclaimed
+    monkeypatch.setattr("app.replica.service._CALL_WITHIN_S", 0.0)
+    await until(lambda: not world.service._unclaimed)
+    assert caplog.records == []
 
 
 async def test_what_was_submitted_is_given_up_if_no_call_comes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,14 @@ from app.transport.messages import (
     decode_abort,
     decode_draining,
     decode_load,
+    decode_refused,
     decode_step,
     decode_stop,
     decode_subscribe,
     encode_abort,
     encode_draining,
     encode_load,
+    encode_refused,
     encode_stop,
     encode_subscribe,
 )
@@ -103,11 +105,14 @@ def test_a_load_of_another_version_is_understood_as_far_as_it_goes() -> None:
 
 def test_small_messages_round_trip() -> None:
     assert decode_abort(parse(encode_abort([3, 4]))) == (3, 4)
+    assert decode_refused(parse(encode_refused([3, 4]))) == (3, 4)
     assert decode_subscribe(parse(encode_subscribe("ingress"))) == "ingress"
     assert decode_draining(parse(encode_draining(Draining(2.5, "stop")))) == Draining(2.5, "stop")
     for broken in (encode_frame(Kind.ABORT), encode_frame(Kind.ABORT, ["x"])):
         with pytest.raises(FrameError):
             decode_abort(parse(broken))
+    with pytest.raises(FrameError, match="REFUSED"):
+        decode_refused(parse(encode_frame(Kind.REFUSED, ["x"])))
     for broken in (encode_frame(Kind.SUBSCRIBE), encode_frame(Kind.SUBSCRIBE, ""), encode_frame(Kind.SUBSCRIBE, 3)):
         with pytest.raises(FrameError):
             decode_subscribe(parse(broken))
