@@ -42,6 +42,11 @@ _ALWAYS: Mapping[str, str] = {
 _AUTOSCALING: Mapping[str, str] = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
 
 
+# Behind HAProxy an ingress replica that stops stays up for so long, for load balancers to hear of it: Serve's half a
+# minute is for those outside the cluster, and longer than a session's end waits. HAProxy reloads within a second.
+_SESSION: Mapping[str, str] = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3"}
+
+
 def environment(config: LoadedConfig) -> dict[str, str]:
     """Variables and values for a config."""
     haproxy = {HAPROXY_VARIABLE: "1"} if config.haproxy else {}
@@ -49,8 +54,11 @@ def environment(config: LoadedConfig) -> dict[str, str]:
 
 
 def apply_environment(config: LoadedConfig) -> None:
-    """Set what is not set yet, in this process, before Ray is imported: its processes inherit it."""
-    for name, value in environment(config).items():
+    """Set what is not set yet, in this process, before Ray is imported: its processes inherit it.
+
+    For a session on this machine, which nothing stands before.
+    """
+    for name, value in {**environment(config), **_SESSION}.items():
         os.environ.setdefault(name, value)
 
 

@@ -57,6 +57,9 @@ def test_a_sound_config(tmp_path: Path) -> None:
     assert config.route_prefixes == ["/"]
 
 
+DRAINING = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+
+
 def test_an_application_for_each_model(tmp_path: Path) -> None:
     config = load_config(written(tmp_path, FLEET))
     assert config.model_ids == ["m"]
@@ -73,7 +76,13 @@ def test_what_ray_is_to_be_started_with(tmp_path: Path, monkeypatch: pytest.Monk
     assert variable not in environment(plain)
     for name in environment(plain):
         monkeypatch.setenv(name, "ours")
+    # Set, so that it is taken away again after the test.
+    monkeypatch.setenv(DRAINING, "")
+    monkeypatch.delenv(DRAINING)
     apply_environment(plain)
+    # A session's end waits half a minute for Serve, which would give load balancers as long: there are none.
+    assert float(os.environ[DRAINING]) < 10
+    assert DRAINING not in environment(plain), "a cluster may have some"
     assert {os.environ[name] for name in environment(plain)} == {"ours"}, "what the user has set was overwritten"
     result = CliRunner().invoke(cli, ["environment", str(written(tmp_path, FLEET))])
     assert f"export {variable}=1" in result.output.splitlines()
