@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable
 
 from app.balancer import native
-from app.balancer.admission import MAX_IN_SERVE, Admission, AdmissionSettings, AdmissionState
+from app.balancer.admission import Admission, AdmissionSettings, AdmissionState
+from app.balancer.admitting import Admitting
 from app.balancer.availability import Availability
 from app.balancer.booking import Booking, BookingGoneError, Placement, RouteReceipt
 from app.balancer.cost import RequestCost
 from app.balancer.fleet import SILENT_AFTER_S, Fleet
-from app.balancer.holding import Holding
 from app.balancer.ledger import Ledger
 from app.balancer.placer import Placer
+from app.balancer.placing import Placing
 from app.balancer.policy import CheapestPolicy, Policy
 from app.balancer.reservations import News
 from app.balancer.terms import Refusal, RequestTerms
+from app.balancer.waiting import HoldingBack, Waiting
 from app.transport.messages import LoadReport
-
-# What waits makes cached prefixes worth more, up to so many requests.
-_MAX_CROWD = 64
-_LONGEST_POLL_S = 0.02
 
 
 class Balancer:
@@ -60,27 +57,28 @@ class Balancer:
     ) -> None:
         policy = policy or CheapestPolicy()
         self._fleet: Fleet
-        self._placer: Placer
+        placer: Placer
         if use_native and type(policy) is CheapestPolicy and native.is_available():
             self._fleet = fleet = native.NativeFleet()
-            self._placer = native.NativePlacer(policy, fleet)
+            placer = native.NativePlacer(policy, fleet)
         else:
             self._fleet = Fleet()
-            self._placer = Placer(policy, self._fleet)
+            placer = Placer(policy, self._fleet)
         self._fleet.silent_after_s = silent_after_s
-        self._hold_s = hold_s
         self._expire_after_s = expire_after_s
         self._clock = clock
         self._lock = threading.Lock()
         self._availability = Availability(self._fleet, stale_after_s)
         self._ledger = Ledger(self._fleet)
-        self._holding = Holding(self._fleet)
+        self._placing = Placing(self._fleet, placer, self._availability, self._ledger)
         self._bookings: dict[int, Booking] = {}
+        self._waiting: Waiting
         self._admission: Admission | None = None
-        self._refused: list[tuple[int, Refusal]] = []
-        if admission is not None:
-            turn = self._holding.turn if hold_s is not None else None
-            self._admission = Admission(admission, self._fleet, turn)
+        if admission is None:
+            self._waiting = HoldingBack(self._placing, hold_s)
+        else:
+            self._waiting = admitting = Admitting(self._placing, admission, hold_s)
+            self._admission = admitting.admission
 
     # Replicas
 
@@ -150,13 +148,13 @@ class Balancer:
     def has_alternative(self, replica_id: str) -> bool:
         """Whether another replica than this one could be chosen."""
         with self._lock:
-            return bool(self._available() & ~self._bits((replica_id,)))
+            return bool(self._placing.available(self._clock()) & ~self._placing.bits((replica_id,)))
 
     @property
     def num_available(self) -> int:
         """Replicas that a request could be placed on."""
         with self._lock:
-            return self._available().bit_count()
+            return self._placing.available(self._clock()).bit_count()
 
     @property
     def num_bookings(self) -> int:
@@ -168,7 +166,7 @@ class Balancer:
     def num_held(self) -> int:
         """Requests held back for a replica to come free, or to come up."""
         with self._lock:
-            return len(self._holding) if self._admission is None else len(self._admission)
+            return len(self._waiting)
 
     # Admission
 
@@ -189,7 +187,7 @@ class Balancer:
     def queued_s(self) -> float:
         """Replica-seconds of work that requests held back here will take."""
         with self._lock:
-            return self._holding.prefill_s if self._admission is None else self._admission.work_s
+            return self._waiting.work_s
 
     def take_promises(self) -> News:
         """What other ingresses of this model should know of refused requests, since the last call."""
@@ -228,10 +226,10 @@ class Balancer:
             assert key not in self._bookings, f"attempt {key} is booked twice"
             now = self._clock()
             booking = Booking(key, cost, frozenset(excluded), now, now, terms=terms or RequestTerms(), resumes=resumes)
-            self._bookings[key] = booking
-            if self._admission is None or resumes:
-                return self._place(booking, now, may_hold=self._admission is None)
-            return self._admit(self._admission, booking, now)
+            placement = self._waiting.arrive(booking, now)
+            if placement.refusal is None:
+                self._bookings[key] = booking
+            return placement
 
     def place(self, key: int, *, refused: bool = False) -> Placement:
         """Where a booking belongs now. Whoever asks is about to send the request: it is held no longer.
@@ -255,42 +253,22 @@ class Balancer:
                 if not self._availability.is_draining(booking.slot):
                     return Placement(booking.replica_id, booking.num_moves)
                 self._ledger.take(booking)
-            return self._place(booking, self._clock(), may_hold=False)
+            return self._waiting.place(booking, self._clock())
 
     def dispatch(self) -> list[int]:
         """Place held requests that a replica has become free for; their keys."""
         with self._lock:
-            now = self._clock()
-            if self._admission is not None:
-                return self._dispatch_admitted(self._admission, now)
-            if self._hold_s is None:
-                return []
-            # Of those held on, the next in turn must see that they go first.
-            try:
-                return [
-                    booking.key
-                    for booking in self._holding.to_try(now + self._hold_s, now)
-                    if not self._place(booking, now, may_hold=True, reserves=True).held
-                ]
-            finally:
-                self._placer.unreserve()
+            return self._waiting.dispatch(self._clock())
 
     def take_refused(self) -> list[tuple[int, Refusal]]:
         """Bookings that waited and are refused since the last call: their keys, to be released, and why."""
         with self._lock:
-            refused, self._refused = self._refused, []
-            return refused
+            return self._waiting.take_refused()
 
     def next_dispatch_s(self) -> float | None:
         """Seconds until `dispatch` may find something to do, as far as can be foreseen; None if nothing is held."""
         with self._lock:
-            if self._admission is not None:
-                return self._next_admitted_s(self._admission, self._clock())
-            if not len(self._holding) or self._hold_s is None:
-                return None
-            now = self._clock()
-            next_at = min(self._holding.next_at(now + self._hold_s) - self._hold_s, self._holding.overdue_at())
-            return max(next_at - now, 0.0)
+            return self._waiting.next_dispatch_s(self._clock())
 
     def computed(self, key: int) -> None:
         """A request's prompt has been computed: its blocks are published by now, and it waits no more."""
@@ -298,8 +276,7 @@ class Balancer:
             booking = self._bookings.get(key)
             if booking is not None:
                 self._ledger.computed(booking)
-                if self._admission is not None:
-                    self._admission.computed(booking, self._clock())
+                self._waiting.computed(booking, self._clock())
 
     def receipt(self, key: int) -> RouteReceipt | None:
         """What a placed booking's choice rested on."""
@@ -318,10 +295,8 @@ class Balancer:
         with self._lock:
             booking = self._bookings.pop(key, None)
             if booking is not None:
-                self._holding.remove(booking)
+                self._waiting.remove(booking)
                 self._ledger.take(booking)
-                if self._admission is not None:
-                    self._admission.remove(booking)
 
     def expire(self) -> list[int]:
         """Drop placed bookings that their replicas have not confirmed for too long, and return them."""
@@ -335,128 +310,6 @@ class Balancer:
             for key in keys:
                 self._ledger.take(self._bookings.pop(key))
             return keys
-
-    # Under the lock
-
-    def _bits(self, replica_ids: Iterable[str]) -> int:
-        slots = (self._fleet.slot_of(replica_id) for replica_id in replica_ids)
-        return sum(1 << slot for slot in slots if slot is not None)
-
-    def _available(self) -> int:
-        return self._availability.bitmap(self._clock())
-
-    def _willing(self, booking: Booking, now: float) -> int:
-        """Replicas that may be chosen for it, a bitmap. None are excluded because they have refused if all have."""
-        allowed = self._availability.bitmap(now)
-        if booking.excluded:
-            allowed &= ~self._bits(booking.excluded)
-        willing = allowed
-        if booking.refused_by:
-            willing &= ~self._bits(booking.refused_by)
-        if not willing:
-            booking.refused_by = frozenset()
-            willing = allowed
-        return willing
-
-    def _place(self, booking: Booking, now: float, *, may_hold: bool, reserves: bool = False) -> Placement:
-        self._fleet.now = now
-        willing = self._willing(booking, now)
-        if not willing:
-            self._holding.remove(booking)
-            return Placement(None, booking.num_moves)
-        hold_s = math.inf
-        if may_hold and self._hold_s is not None and self._holding.has_room_for(booking, now):
-            hold_s = self._hold_s
-        if not self._placer.place(booking, willing, hold_s, reserves=reserves):
-            self._holding.add(booking, booking.slot)
-            return Placement(None, booking.num_moves, True)
-        self._holding.remove(booking)
-        return self._placed(booking, now)
-
-    def _placed(self, booking: Booking, now: float) -> Placement:
-        self._holding.placed(now - booking.arrived_at + booking.predicted_wait_s + booking.prefill_s)
-        self._ledger.put(booking, now)
-        if self._admission is not None:
-            self._admission.measure(booking)
-            self._admission.sent(booking, now)
-        assert booking.replica_id is not None
-        return Placement(booking.replica_id, booking.num_moves)
-
-    # Under the lock, with admission
-
-    def _admit(self, admission: Admission, booking: Booking, now: float) -> Placement:
-        """Place it, let it wait or refuse it."""
-        admission.arrived(booking, now)
-        willing = self._willing(booking, now)
-        if not willing and len(admission.in_serve) < MAX_IN_SERVE:
-            admission.in_serve.add(booking.key)
-            return Placement(None, 0)
-        if willing:
-            self._fleet.num_held = min(len(admission), _MAX_CROWD)
-            if not admission.must_wait(booking) and self._send(booking, willing, now):
-                return Placement(booking.replica_id, 0)
-            if booking.slot < 0:
-                self._quote(booking, willing, now)
-        admission.measure(booking)
-        refusal = admission.refusal(booking, now, willing.bit_count())
-        if refusal is not None:
-            del self._bookings[booking.key]
-            return Placement(None, 0, refusal=refusal)
-        self._refused += [(victim.key, why) for victim, why in admission.enter(booking, now)]
-        return Placement(None, 0, True)
-
-    def _send(self, booking: Booking, willing: int, now: float, *, reserves: bool = False) -> bool:
-        """Place it if that is worth while now."""
-        free = willing & ~self._fleet.full
-        if not free:
-            return False
-        self._fleet.now = now
-        if not self._placer.place(booking, free, self._longest_wait_s, reserves=reserves):
-            return False
-        self._placed(booking, now)
-        return True
-
-    def _quote(self, booking: Booking, willing: int, now: float) -> None:
-        """Choose for it, but place it nowhere."""
-        self._fleet.now = now
-        placed = self._placer.place(booking, willing, -1.0)
-        assert not placed, "no wait is that short"
-
-    @property
-    def _longest_wait_s(self) -> float:
-        assert self._admission is not None
-        return self._admission.replica_queue_s if self._hold_s is None else self._hold_s
-
-    def _dispatch_admitted(self, admission: Admission, now: float) -> list[int]:
-        sent: list[int] = []
-        num_sent = -1
-        while len(sent) > num_sent:
-            num_sent = len(sent)
-            num_replicas = self._availability.bitmap(now).bit_count()
-            self._refused += [(booking.key, why) for booking, why in admission.advance(now, num_replicas)]
-            if not num_replicas:
-                return [booking.key for booking in admission.next_for_serve()]
-            self._fleet.num_held = min(len(admission), _MAX_CROWD)
-            try:
-                # Of those that wait on, the next in turn must see that they go first.
-                sent += [
-                    booking.key
-                    for booking in admission.in_turn(now)
-                    if self._send(booking, self._willing(booking, now), now, reserves=True)
-                ]
-            finally:
-                self._placer.unreserve()
-        return sent
-
-    def _next_admitted_s(self, admission: Admission, now: float) -> float | None:
-        if self._refused:
-            return 0.0
-        if not len(admission):
-            return None
-        free_at = self._fleet.order.first_after(now + self._longest_wait_s)
-        # A seat or a block that comes free is not foreseen, nor a replica.
-        delay_s = _LONGEST_POLL_S if free_at is None else free_at - self._longest_wait_s - now
-        return min(max(delay_s, 0.0), _LONGEST_POLL_S)
 
     def _forget_replica(self, replica_id: str) -> list[int]:
         slot = self._fleet.slot_of(replica_id)

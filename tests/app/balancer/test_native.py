@@ -58,7 +58,7 @@ class Pair:
             for use_native in (False, True)
         )
         assert isinstance(self.native._fleet, NativeFleet)
-        assert type(self.python._placer) is Placer
+        assert type(self.python._placing._placer) is Placer
 
     def both(self, method: str, *args: object) -> object:
         left, right = (getattr(balancer, method)(*args) for balancer in (self.python, self.native))
@@ -188,7 +188,7 @@ def test_without_its_library_the_balancer_is_pythons(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("QUIRE_LIBRARY_PATH", str(tmp_path))
     assert not native.is_available()
     balancer = Balancer()
-    assert type(balancer._placer) is Placer
+    assert type(balancer._placing._placer) is Placer
     balancer.add_replica("a", 16, LoadReport(num_blocks=9, num_free_blocks=9))
     assert balancer.book(1, RequestCost(10, 1)).replica_id == "a"
 

@@ -970,7 +970,8 @@ async def test_what_ends_with_its_first_token_is_not_called_for(submitted: Submi
     submitted.step(ends=True)
     assert tokens_of(await submitted.reader) == expected(submitted.request, 1)
     await asyncio.sleep(0.03)
-    assert submitted.world.fleet.calls == submitted.replica.aborts == []
+    assert submitted.world.fleet.calls == []
+    assert submitted.replica.aborts == []
 
 
 async def test_a_refused_submission_is_called_for_at_once_to_hear_why(submitted: Submitted) -> None:
