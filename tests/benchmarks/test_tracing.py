@@ -26,7 +26,7 @@ def test_pairs_of_earlier_pieces_count(tmp_path: Path) -> None:
     tracing._keep_pair(None, SETTING, pairs[0])
 
 
-def test_the_cost_is_the_mean_of_the_pairs(tmp_path: Path) -> None:
+def test_the_cost_is_the_mean_of_the_pairs() -> None:
     pairs = [{"off": 1e-3, "on": 1.1e-3}, {"off": 2e-3, "on": 2.0e-3}]
     found = tracing._summary(pairs, Workload(10, 2, 8, 100), SETTING, 12.4)
     assert (found["cost_percent"], found["cost_percent_of_each_pair"]) == (5.0, [10.0, 0.0])
