@@ -15,6 +15,7 @@ import yaml
 from app.telemetry.metrics import ALL_METRICS
 from infra.monitoring.__main__ import made_files
 from tests.infra.kustomize import KustomizeError, render
+from tests.infra.prometheus import config_for, shortened
 from tests.infra.promtool import complaints, needs_promtool
 from tests.infra.queries import TARGET_LABELS, Exposed, query_problems
 
@@ -178,6 +179,37 @@ def test_changed_rules_fail_their_tests(tmp_path: Path) -> None:
     shutil.copy(TESTS, tmp_path)
     failed = re.findall(r"alertname: (\w+), time", complaints("test", "rules", tmp_path / TESTS.name))
     assert set(failed) == changes.keys()
+
+
+def test_rules_are_shortened_in_all_their_durations_and_in_nothing_else() -> None:
+    def durations(rules: str) -> list[tuple[str, str]]:
+        return re.findall(r"\[(\w+)\]|for: (\w+)", rules)
+
+    before, after = RULES.read_text(), shortened(RULES.read_text())
+    assert len(durations(before)) >= 30
+    assert all(each.endswith("m") for pair in durations(before) for each in pair if each)
+    assert durations(after) == [
+        (f"{6 * int(window[:-1])}s" if window else "", f"{lasting[:-1]}s" if lasting else "")
+        for window, lasting in durations(before)
+    ]
+    blank = re.compile(r"\[\w+\]|for: \w+")
+    assert blank.sub("", after) == blank.sub("", before)
+    assert [rule["alert"] for rule in yaml.safe_load(after)["groups"][0]["rules"]] == [
+        rule["alert"] for rule in alerts()
+    ]
+
+
+@needs_promtool
+def test_promtool_accepts_what_the_live_prometheus_is_given(tmp_path: Path) -> None:
+    rules, config = tmp_path / "alerts.yaml", tmp_path / "prometheus.yaml"
+    rules.write_text(shortened(RULES.read_text()))
+    config.write_text(yaml.safe_dump(config_for("127.0.0.1:8000", tmp_path / "key", rules)))
+    assert complaints("check", "config", "--syntax-only", config) == ""
+    assert complaints("check", "rules", rules) == ""
+    (job,) = yaml.safe_load(config.read_text())["scrape_configs"]
+    (told,) = yaml.safe_load((MONITORING / "prometheus.yaml").read_text())["scrape_configs"]
+    assert job.keys() == told.keys(), "only values differ"
+    assert (job["job_name"], job["metrics_path"]) == (told["job_name"], told["metrics_path"])
 
 
 @needs_promtool
