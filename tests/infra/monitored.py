@@ -25,13 +25,15 @@ BROKEN = "broken"
 PRESSED = "pressed"
 # Its device takes seconds for a prompt, and it is asked for more than it can do.
 LATE = "late"
+# Where the ingresses write what is used, below the folder.
+USAGE = "usage"
 # Scales, but its cluster has no room for a second replica.
 SCALED = "scaled"
 _ALONE = {"node:__internal_head__": 0.6}
 
 
 def monitored_config(folder: Path) -> dict[str, Any]:
-    """The Serve config, of two ingresses. Its adapters are written to `folder`."""
+    """The Serve config, of two ingresses. Its adapters are written to `folder`, and so is its usage."""
     adapters = {
         name: write_adapter(folder / name, SOURCE, seed, rank=2) for seed, name in enumerate(("a", "b", BROKEN))
     }
@@ -94,7 +96,14 @@ def monitored_config(folder: Path) -> dict[str, Any]:
                 "name": f"monitored-{port}",
                 "route_prefix": "/",
                 "import_path": "app.builder:build",
-                "args": {"models": models, "ingress": {"num_replicas": 2, "api_keys": [KEY]}},
+                "args": {
+                    "models": models,
+                    "ingress": {
+                        "num_replicas": 2,
+                        "api_keys": [KEY],
+                        "usage": {"directory": str(folder / USAGE), "fsync_s": 0.5},
+                    },
+                },
             }
         ],
     }

@@ -177,6 +177,27 @@ OVERVIEW = Dashboard(
             ),
         ),
         Row(
+            "Usage ledger",
+            (
+                Panel(
+                    "Records written", "wps", (Query(rate("quire_usage_records_total", "", "ingress"), "{{ingress}}"),)
+                ),
+                Panel(
+                    "Failures",
+                    "ops",
+                    (Query(rate("quire_usage_errors_total", "", "operation"), "{{operation}}"),),
+                    "Each is tried again.",
+                ),
+                Panel(
+                    "Requests without a record",
+                    "short",
+                    (Query("sum(increase(quire_usage_dropped_requests_total[30m]))", "in 30 minutes"),),
+                    red=1,
+                    alert="QuireUsageLost",
+                ),
+            ),
+        ),
+        Row(
             "Goodput",
             (
                 Panel(
