@@ -235,6 +235,8 @@ class Attempts:
             trace = attempt.trace.carrier if attempt.trace is not None else None
             if self._links.submit(at, Submission(attempt.number, attempt.request, attempt.waited_s, trace)):
                 attempt.submitted_to = at
+                if attempt.trace is not None:
+                    attempt.trace.placed(at, refused=False)
                 self._calls.start_later(attempt)
                 return
         self._calls.start(attempt)

@@ -240,12 +240,12 @@ class AttemptTrace:
         self._events.append(SpanEvent("decision", now_ns(), attributes))
 
     def called(self) -> None:
-        """Its call goes out."""
+        """It goes out, by socket or by its call."""
         self._called_ns = now_ns()
         self._end_queue(None)
 
     def placed(self, replica_id: str | None, *, refused: bool) -> None:
-        """The request router has asked where it goes."""
+        """It has been sent by socket, or the request router has asked where its call goes."""
         self._num_refusals += refused
         if replica_id is not None:
             self._placed_ns = now_ns()

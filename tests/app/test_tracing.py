@@ -244,6 +244,8 @@ def test_every_span_of_a_request_and_its_parent(told: tuple[Receiver, Traces]) -
     chunks = [item.attributes[spans.CHUNK_TOKENS] for item in trace if item.name == "prefill"]
     assert chunks == [128, 128, 128, 16]
     assert span["decode"].duration_s > 19 * 0.01
+    # Handed over by socket: its Serve call comes when the prompt has been computed.
+    assert span["route"].ended_ns < min(item.ended_ns for item in trace if item.name == "prefill")
     ((event, decision),) = span["balancer queue"].events
     assert event == "decision"
     assert decision[spans.OUTCOME] == "placed"
