@@ -33,6 +33,7 @@ class Placement(NamedTuple):
 class RouteReceipt(NamedTuple):
     """What a choice rested on: for the client that asks why its request went where it did.
 
+    `uncached_tokens` are those of the prompt that are left to compute.
     Of the cost, `wait_s` is for prompts queued before it, `prefill_s` for its own and `adapter_s` for its adapter; the
     rest is what it takes from others: see `cost.cost_s`.
     """
@@ -43,6 +44,7 @@ class RouteReceipt(NamedTuple):
     cost_s: float
     adapter_s: float = 0.0
     prefill_s: float = 0.0
+    uncached_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -52,8 +54,8 @@ class Booking:
     `packed_hashes`: the block hashes as the native core takes them.
 
     For admission: `resumes`: a replica had begun it. `promised`: it was told to come now. `deadline_at`: its first
-    token is due. `turn`: its number among those whose turn has come. `work_s` (replica-seconds) and `num_tokens`
-    (uncached prompt and expected output) are what it is reckoned to cost.
+    token is due. `turn`: its place in its class, once its turn has come (fair_queue.py). `work_s` (replica-seconds) and
+    `num_tokens` (uncached prompt and expected output) are what it is reckoned to cost.
     """
 
     key: int
@@ -79,7 +81,7 @@ class Booking:
     resumes: bool = False
     promised: bool = False
     deadline_at: float = math.inf
-    turn: int = 0
+    turn: float = 0.0
     work_s: float = 0.0
     num_tokens: float = 0.0
 
@@ -105,4 +107,5 @@ class Booking:
             self.predicted_cost_s,
             self.predicted_adapter_s,
             self.prefill_s,
+            self.uncached_tokens,
         )

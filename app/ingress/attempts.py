@@ -230,13 +230,14 @@ class Attempts:
         attempt.waited_s = time.monotonic() - attempt.journal.began_s
         if attempt.trace is not None:
             attempt.trace.called()
-        at = self._balancer.replica_of(attempt.number) if ahead else None
-        if at is not None:
+        route = self._balancer.receipt(attempt.number) if ahead else None
+        if route is not None:
             trace = attempt.trace.carrier if attempt.trace is not None else None
-            if self._links.submit(at, Submission(attempt.number, attempt.request, attempt.waited_s, trace)):
-                attempt.submitted_to = at
+            submission = Submission(attempt.number, attempt.request, attempt.waited_s, trace, route.uncached_tokens)
+            if self._links.submit(route.replica_id, submission):
+                attempt.submitted_to = route.replica_id
                 if attempt.trace is not None:
-                    attempt.trace.placed(at, refused=False)
+                    attempt.trace.placed(route.replica_id, refused=False)
                 self._calls.start_later(attempt)
                 return
         self._calls.start(attempt)

@@ -6,6 +6,8 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 from app.replica.block_log import BlockLog
 from app.replica.load import RateMeter, load_report
@@ -19,8 +21,19 @@ MIN_INTERVAL_S = 0.005
 GROWTH_INTERVAL_S = 0.05
 
 
+class _Admission(NamedTuple):
+    """An attempt that the engine has queued when it had taken so many steps."""
+
+    num_steps: int
+    attempt: int
+    uncached_tokens: int
+
+
 class LoadReporter:
     """Wakes only for changes. On the server's thread, once the server runs.
+
+    The engine's numbers include a request when a step has taken it in. Its ingress knows of it and is told then; the
+    others are told of its prompt at once, or they would send theirs here meanwhile.
 
     Args:
         stats: of the engine as of its last step; another object after each.
@@ -31,7 +44,8 @@ class LoadReporter:
         self._server = server
         self._blocks = blocks
         self._meter = RateMeter()
-        self._admissions: dict[str, list[tuple[int, int]]] = {}
+        self._admissions: dict[str, list[_Admission]] = {}
+        self._has_news = False
         self._timer: asyncio.TimerHandle | None = None
         self._observed: EngineStats | None = None
         self._observed_at_s = -math.inf
@@ -52,12 +66,24 @@ class LoadReporter:
         """An ingress has gone."""
         del self._admissions[ingress_id]
 
-    def admitted(self, ingress_id: str, attempt: int, num_steps: int) -> None:
-        """The engine has queued an ingress's attempt when it had taken so many steps."""
+    def admitted(self, ingress_id: str, attempt: int, num_steps: int, uncached_tokens: int = 0) -> None:
+        """The engine has queued an ingress's attempt when it had taken so many steps; tokens of its prompt to compute,
+        0 if that is not known."""
         pending = self._admissions.get(ingress_id)
         if pending is not None:
-            pending.append((num_steps, attempt))
+            pending.append(_Admission(num_steps, attempt, uncached_tokens))
+            self._has_news = self._has_news or (uncached_tokens > 0 and len(self._admissions) > 1)
             self._schedule()
+
+    def ended(self, ingress_id: str, attempt: int) -> None:
+        """An attempt is over, perhaps before any step."""
+        pending = self._admissions.get(ingress_id, [])
+        for entry in pending:
+            if entry.attempt == attempt:
+                pending.remove(entry)
+                self._has_news = True
+                self._schedule()
+                break
 
     def send_with(self, frames: Mapping[str, bytes]) -> None:
         """A step has ended: send each ingress its frame, in one write with the load if that is due."""
@@ -71,7 +97,7 @@ class LoadReporter:
     def _delay_s(self) -> float:
         """Seconds until the load is to be told; infinite if it is what was told last."""
         stats, last = self._stats(), self._reported
-        if stats is last:
+        if stats is last and not self._has_news:
             return math.inf
         now_s = time.monotonic()
         # Single steps measure what else the machine did: replicas would seem to differ in speed, and be chosen by it.
@@ -79,7 +105,8 @@ class LoadReporter:
             self._observed = stats
             self._observed_at_s = now_s
             self._meter.observe(stats, now_s)
-        changed = last is None or _queue_of(stats) != _queue_of(last) or any(self._admissions.values())
+        changed = self._has_news or last is None or _queue_of(stats) != _queue_of(last)
+        changed = changed or any(self._admissions.values())
         return self._reported_at_s + (MIN_INTERVAL_S if changed else GROWTH_INTERVAL_S) - now_s
 
     def _schedule(self) -> None:
@@ -94,6 +121,7 @@ class LoadReporter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._has_news = False
         self._reported = self._stats()
         self._reported_at_s = time.monotonic()
         for ingress_id in self._server.subscribers:
@@ -103,9 +131,23 @@ class LoadReporter:
     def _frame(self, ingress_id: str, stats: EngineStats) -> bytes:
         pending = self._admissions[ingress_id]
         # A step that began after the request came has taken it in.
-        admitted = tuple(attempt for num_steps, attempt in pending if stats.num_steps > num_steps)
-        self._admissions[ingress_id] = [entry for entry in pending if stats.num_steps <= entry[0]]
-        return encode_load(load_report(stats, self._meter, self._blocks.cache_age_s, admitted))
+        admitted = tuple(entry.attempt for entry in pending if stats.num_steps > entry.num_steps)
+        self._admissions[ingress_id] = [entry for entry in pending if stats.num_steps <= entry.num_steps]
+        load = load_report(stats, self._meter, self._blocks.cache_age_s, admitted)
+        coming = [
+            entry.uncached_tokens
+            for other, entries in self._admissions.items()
+            if other != ingress_id
+            for entry in entries
+            if entry.uncached_tokens and stats.num_steps <= entry.num_steps
+        ]
+        if coming:
+            load = replace(
+                load,
+                num_waiting=load.num_waiting + len(coming),
+                num_waiting_tokens=load.num_waiting_tokens + sum(coming),
+            )
+        return encode_load(load)
 
 
 def _queue_of(stats: EngineStats) -> tuple[object, ...]:

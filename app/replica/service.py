@@ -159,7 +159,14 @@ class ReplicaService:
             raise EngineDeadError(f"the engine failed while request {request.request_id} ran")
         return stream.record()
 
-    def _admit(self, stream: Stream, request: EngineRequest, waited_s: float, trace: Mapping[str, str] | None) -> None:
+    def _admit(
+        self,
+        stream: Stream,
+        request: EngineRequest,
+        waited_s: float,
+        trace: Mapping[str, str] | None,
+        uncached_tokens: int = 0,
+    ) -> None:
         if trace is not None and self._tracing is not None:
             span = self._tracing.continue_from(trace)
             if span is not None:
@@ -188,7 +195,7 @@ class ReplicaService:
             raise
         if stream.aborted:
             self._engine.abort(stream.key)
-        self._server.call_soon(self._load.admitted, stream.ingress_id, stream.attempt, num_steps)
+        self._server.call_soon(self._load.admitted, stream.ingress_id, stream.attempt, num_steps, uncached_tokens)
 
     # On the engine thread
 
@@ -243,7 +250,7 @@ class ReplicaService:
                 return
             self._streams[stream.key] = self._unclaimed[stream.key] = stream
         try:
-            self._admit(stream, request, submission.waited_s, submission.trace)
+            self._admit(stream, request, submission.waited_s, submission.trace, submission.uncached_tokens)
         except Exception as error:
             # The call fails in the same way if it has not come yet, and now if it has.
             self._unclaimed.pop(stream.key, None)
@@ -290,6 +297,7 @@ class ReplicaService:
                 message.add(stream.attempt, output, final_count)
             if output.request_finished:
                 del self._streams[stream.key]
+                self._load.ended(stream.ingress_id, stream.attempt)
                 ended.append(stream)
         self._load.send_with({ingress_id: message.encode() for ingress_id, message in messages.items()})
         for stream in ended:

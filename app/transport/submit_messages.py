@@ -25,12 +25,17 @@ _REQUEST = frozenset(entry.name for entry in dataclasses.fields(EngineRequest)) 
 
 
 class Submission(NamedTuple):
-    """What the Serve call of an attempt says, too: see ReplicaService.generate."""
+    """What the Serve call of an attempt says, too: see ReplicaService.generate.
+
+    Attributes:
+        uncached_tokens: of its prompt, as far as its ingress knows what the replica has cached; 0 if that was not told.
+    """
 
     attempt: int
     request: EngineRequest
     waited_s: float = 0.0
     trace: dict[str, str] | None = None
+    uncached_tokens: int = 0
 
 
 def encode_submit(submission: Submission) -> bytes:
@@ -43,7 +48,9 @@ def encode_submit(submission: Submission) -> bytes:
     values["prompt_token_ids"] = list(request.prompt_token_ids)
     values["sampling_params"] = _params(request.sampling_params)
     values["resumed"] = [dataclasses.astuple(sequence) for sequence in request.resumed]
-    return encode_frame(Kind.SUBMIT, submission.attempt, values, submission.waited_s, submission.trace)
+    return encode_frame(
+        *(Kind.SUBMIT, submission.attempt, values, submission.waited_s, submission.trace, submission.uncached_tokens)
+    )
 
 
 def decode_submit(frame: Frame) -> Submission | None:
@@ -55,6 +62,8 @@ def decode_submit(frame: Frame) -> Submission | None:
         attempt, values, waited_s, trace = frame.fields[:4]
         if type(attempt) is not int or (trace is not None and not _is_text(trace)):
             raise FrameError("malformed SUBMIT: an attempt, a request and its trace expected")
+        # Not sent by ingresses of an older version.
+        uncached_tokens = int(frame.fields[4]) if len(frame.fields) > 4 else 0
         values = dict(values)
         params = dict(values["sampling_params"])
         if not _REQUEST.issuperset(values) or not _PARAMS.keys() >= params.keys():
@@ -62,7 +71,7 @@ def decode_submit(frame: Frame) -> Submission | None:
         values["prompt_token_ids"] = list(values["prompt_token_ids"])
         values["sampling_params"] = SamplingParams(**params)
         values["resumed"] = tuple(ResumedSequence(tuple(tokens), *rest) for tokens, *rest in values["resumed"])
-        return Submission(attempt, EngineRequest(**values), float(waited_s), trace)
+        return Submission(attempt, EngineRequest(**values), float(waited_s), trace, uncached_tokens)
     except RequestError:
         return None
     except (ValueError, TypeError, KeyError) as error:

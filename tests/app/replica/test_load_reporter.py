@@ -117,3 +117,31 @@ async def test_an_admission_is_confirmed_by_the_first_step_after_it() -> None:
     loads = {name: decode_load(frames[0]) for _, name, frames in world.writes}
     assert loads["left"].admitted == (7,)
     assert loads["right"].admitted == ()
+
+
+async def test_others_are_told_at_once_of_a_prompt_that_no_step_has_taken_in() -> None:
+    world = World()
+
+    def tokens() -> dict[str, int]:
+        loads = {name: decode_load(frames[-1]) for _, name, frames in world.writes}
+        return {name: load.num_waiting_tokens for name, load in loads.items()}
+
+    await asyncio.sleep(2 * MIN_INTERVAL_S)
+    world.reporter.admitted("left", 7, world.stats.num_steps, 300)
+    await asyncio.sleep(4 * MIN_INTERVAL_S)
+    assert tokens() == {"left": 0, "right": 300}, "its own ingress counts it until it is confirmed"
+    world.step(num_waiting_tokens=280)
+    await asyncio.sleep(4 * MIN_INTERVAL_S)
+    assert tokens() == {"left": 280, "right": 280}
+
+
+async def test_a_prompt_that_is_given_up_before_a_step_is_waited_for_no_more() -> None:
+    world = World()
+    await asyncio.sleep(2 * MIN_INTERVAL_S)
+    world.reporter.admitted("left", 7, world.stats.num_steps, 300)
+    await asyncio.sleep(4 * MIN_INTERVAL_S)
+    world.reporter.ended("left", 7)
+    world.reporter.ended("left", 8)
+    await asyncio.sleep(4 * MIN_INTERVAL_S)
+    last = {name: decode_load(frames[-1]) for _, name, frames in world.writes}
+    assert last["right"].num_waiting_tokens == last["right"].num_waiting == 0

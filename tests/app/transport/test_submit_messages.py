@@ -60,15 +60,23 @@ def fields_of(request: EngineRequest) -> dict[str, Any]:
     ids=lambda request: request.request_id,
 )
 def test_a_request_comes_back_as_it_was(request_: EngineRequest) -> None:
-    submission = decode_submit(frame_of(encode_submit(Submission(9, request_, 1.5, {"traceparent": "00-1"}))))
+    submission = decode_submit(frame_of(encode_submit(Submission(9, request_, 1.5, {"traceparent": "00-1"}, 40))))
     assert submission is not None
     assert (submission.attempt, submission.waited_s, submission.trace) == (9, 1.5, {"traceparent": "00-1"})
+    assert submission.uncached_tokens == 40
     assert submission.request.sampling_params == request_.sampling_params
     expected = fields_of(request_) | {"prompt_token_ids": list(request_.prompt_token_ids)}
     got = fields_of(submission.request)
     for name in ("arrival_time",):
         del expected[name], got[name]
     assert got == expected
+
+
+def test_an_older_ingress_tells_nothing_of_what_is_cached() -> None:
+    values = {"request_id": "r", "prompt_token_ids": [1], "sampling_params": {}, "resumed": ()}
+    submission = decode_submit(frame_of(encode_frame(Kind.SUBMIT, 1, values, 0.0, None)))
+    assert submission is not None
+    assert submission.uncached_tokens == 0
 
 
 def test_every_parameter_is_tried() -> None:
@@ -98,6 +106,7 @@ def test_what_is_unknown_or_refused_is_left_to_the_call(name: str, value: object
         (1, {"request_id": "r", "prompt_token_ids": (1,), "sampling_params": {}, "resumed": (5,)}, 0.0, None),
         (1, {"request_id": "r", "prompt_token_ids": (1,), "sampling_params": {}, "resumed": ()}, "late", None),
         (1, {"request_id": "r", "prompt_token_ids": (1,), "sampling_params": {}, "resumed": ()}, 0.0, {"a": 1}),
+        (1, {"request_id": "r", "prompt_token_ids": (1,), "sampling_params": {}, "resumed": ()}, 0.0, None, "many"),
     ],
 )
 def test_a_malformed_frame_says_so(fields: tuple[object, ...]) -> None:
