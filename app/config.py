@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from app.balancer.admission import AdmissionSettings, ClassSettings
+from app.balancer.admission_settings import AdmissionSettings, ClassSettings
 from app.balancer.policies import DEFAULT_POLICY, make_policy
 from app.balancer.terms import DEFAULT_CLASS
 from app.usage.settings import UsageSettings, split_url

@@ -9,32 +9,33 @@ from __future__ import annotations
 
 import copy
 import math
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import NamedTuple
 
+from app.balancer.admission_settings import AdmissionSettings
 from app.balancer.booking import Booking
 from app.balancer.cost import DEFAULT_PREFILL_TOKENS_PER_S
 from app.balancer.fair_queue import FairQueue
 from app.balancer.fleet import Fleet
-from app.balancer.reservations import SHARE, Reservations
-from app.balancer.service_rate import ServiceRate
-from app.balancer.terms import DEFAULT_CLASS, Refusal, RefusalReason, RequestTerms
+from app.balancer.foresight import Foresight
+from app.balancer.reservations import SHARE, News, Reservations
+from app.balancer.terms import Refusal, RefusalReason
 
 # At arrival the deadline counts as so much of itself: what is foreseen is not known.
 _MARGIN = 0.7
-# A prompt that takes nearly its deadline, or longer, may still wait for so much of it.
-_LEAST_SLACK = 0.1
 # Prompts may queue on a replica for so much of the shortest deadline.
 _REPLICA_QUEUE_SHARE = 0.05
 # Less would leave it idle until the next request comes.
 _LEAST_REPLICA_QUEUE_S = 0.02
-# Weight of a request in what first tokens take on replicas; they are not taken to be slower than foreseen by more.
-_WEIGHT = 0.05
-_MOST_STRETCH = 8.0
-# Of what they take, 95 in 100 deviate by less than so many mean deviations.
-_DEVIATIONS = 2.0
+# A request of a tenant within its share may find so many times that there: so it goes before those that wait at other
+# ingresses, too.
+_DUE_QUEUE = 2.0
+# Ingresses that all have somebody waiting would all send to a replica as it comes free. Each draws how full it may be,
+# so that mostly one of them does, and the others hear of it.
+_QUEUE_SHARES = (0.6, 1.2)
 # Who will be late is looked for this often.
 _SWEEP_INTERVAL_S = 0.1
 # In the window are so many, at least, and one for four replicas: those behind it can still be overtaken.
@@ -46,38 +47,6 @@ _SEATS = 64
 MAX_IN_SERVE = 8
 # A start is not foreseen.
 _COLD_RETRY_S = 5.0
-
-
-class ClassSettings(NamedTuple):
-    """A class of requests. Of several the one of the lower `priority` goes first."""
-
-    priority: int = 0
-    ttft_deadline_s: float = 60.0
-
-
-@dataclass(frozen=True)
-class AdmissionSettings:
-    """How one model's requests are admitted.
-
-    Attributes:
-        classes: by name.
-        max_queued_requests, max_queued_tokens: bounds on what waits in an ingress; tokens are those of prompts not
-            known to be cached, and expected output.
-        tenant_header: a request may say whose it is; else that goes by its API key.
-        tenant_weights: of tenants that are to have more or less than others, by the name that terms have.
-        replica_queue_s: prompts that a replica has to compute before a request is sent there, at most; less if a
-            class's deadline is short.
-    """
-
-    classes: Mapping[str, ClassSettings] = field(
-        default_factory=lambda: MappingProxyType({DEFAULT_CLASS: ClassSettings()})
-    )
-    default_class: str = DEFAULT_CLASS
-    max_queued_requests: int = 1024
-    max_queued_tokens: int = 4 << 20
-    tenant_header: bool = False
-    tenant_weights: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
-    replica_queue_s: float = 1.0
 
 
 @dataclass(slots=True)
@@ -111,20 +80,23 @@ class Admission:
         in_serve: keys of those that wait in Serve for the first replica.
 
     Args:
-        turn: orders those in the window, the least first; without it they go as they came into it.
+        turn: orders those in the window, the least first; without it the FairQueue does.
+        draw: where chance comes from.
     """
 
     def __init__(
-        self, settings: AdmissionSettings, fleet: Fleet, turn: Callable[[Booking, float], float] | None = None
+        self,
+        settings: AdmissionSettings,
+        fleet: Fleet,
+        turn: Callable[[Booking, float], float] | None = None,
+        draw: random.Random | None = None,
     ) -> None:
         self._fleet = fleet
         self._turn = turn
-        self._rate = ServiceRate()
-        self._num_sent = 0
-        # Moving averages of seconds from a replica's choice to the first token, as foreseen and as they came.
-        self._foreseen_s = self._taken_s = 1e-3
-        self._deviation_s = 0.0
-        self._num_replicas = 0
+        self._draw = draw or random.Random()
+        self._competes = False
+        self._queue_share = 1.0
+        self._foresight = Foresight()
         self._next_sweep_at = -math.inf
         self.reservations = Reservations()
         self.counts = AdmissionCounts()
@@ -134,15 +106,12 @@ class Admission:
         self.reconfigure(settings)
 
     def reconfigure(self, settings: AdmissionSettings) -> None:
-        """Go by other settings from now on. What waits keeps its terms, and is queued anew by its tenant's weight."""
+        """Go by other settings from now on. What waits keeps its terms."""
         self.settings = settings
         shortest_s = min(entry.ttft_deadline_s for entry in settings.classes.values())
         share_s = max(_REPLICA_QUEUE_SHARE * shortest_s, _LEAST_REPLICA_QUEUE_S)
         self.replica_queue_s = min(settings.replica_queue_s, share_s)
-        queued = sorted(self._queue, key=lambda booking: booking.key)
-        self._queue = FairQueue(settings.tenant_weights)
-        for booking in queued:
-            self._queue.add(booking)
+        self._queue.set_weights(settings.tenant_weights)
 
     def __len__(self) -> int:
         return len(self._queue) + len(self.window)
@@ -175,9 +144,26 @@ class Admission:
     def must_wait(self, booking: Booking) -> bool:
         """Whether somebody waits who goes before it."""
         priority = booking.terms.priority
-        return any(other <= priority for other in self._queue.priorities) or any(
-            one.terms.priority <= priority for one in self.window.values()
+        if self._turn is not None:
+            return any(other <= priority for other in self._queue.priorities) or any(
+                one.terms.priority <= priority for one in self.window.values()
+            )
+        booking.turn = self._queue.turn_of(booking)
+        place = (priority, booking.turn)
+        return any((other, self._queue.next_turn(other)) <= place for other in self._queue.priorities) or any(
+            (one.terms.priority, one.turn) <= place for one in self.window.values()
         )
+
+    def longest_wait_s(self, booking: Booking) -> float:
+        """For prompts queued on a replica, if it is to be sent there. Its `turn` is set."""
+        if self._turn is None and self._queue.is_due(booking):
+            return _DUE_QUEUE * self.replica_queue_s
+        return self._queue_share * self.replica_queue_s
+
+    def hear(self, news: News, now: float) -> None:
+        """What another ingress has told requests that it refused: it competes for the same replicas."""
+        self._competes = True
+        self.reservations.hear(news, now)
 
     def measure(self, booking: Booking) -> None:
         """Reckon its work, from what the balancer's last choice for it said, or of any replica before there is one."""
@@ -196,7 +182,7 @@ class Admission:
         """Why a request that must wait cannot; None if it can. Others may have to go for it, if it is let in."""
         if num_replicas and not booking.promised:
             self._advance(now, num_replicas)
-            rate = self._rate.rate(num_replicas)
+            rate = self._foresight.rate
             slack_s = self._slack_s(booking, _MARGIN * booking.terms.ttft_deadline_s)
             if math.isfinite(slack_s):
                 # Those who are told to come meanwhile find room, but take no more than their share of it.
@@ -218,7 +204,7 @@ class Admission:
             self.remove(victim)
             shed.append((victim, self._refuse(victim, now, "shed", "it had to make room for others that go first")))
         self._queue.add(booking)
-        self._advance(now, self._num_replicas)
+        self._advance(now, self._foresight.num_replicas)
         return shed
 
     def _is_full(self, booking: Booking) -> bool:
@@ -240,7 +226,7 @@ class Admission:
 
     def advance(self, now: float, num_replicas: int) -> list[tuple[Booking, Refusal]]:
         """Fill the window, and give up those who will be late. Returns the latter, which wait no more."""
-        if num_replicas and not self._num_replicas:
+        if num_replicas and not self._foresight.num_replicas:
             self._restart(now)
         self._advance(now, num_replicas)
         if not num_replicas:
@@ -248,14 +234,21 @@ class Admission:
         late: list[tuple[Booking, Refusal]] = []
         if now >= self._next_sweep_at:
             self._next_sweep_at = now + _SWEEP_INTERVAL_S
-            late = self._sweep(now, num_replicas)
+            late = self._sweep(now)
         # An order of its own needs some to choose from.
         size = min(max(_MIN_WINDOW, num_replicas // 4), _MAX_WINDOW) if self._turn is None else _MAX_WINDOW
         for priority in self._queue.priorities:
             # Those of a lower priority that are in the window take no place from it.
-            room = size - sum(one.terms.priority <= priority for one in self.window.values())
-            while room > 0 and (booking := self._queue.pop(priority)) is not None:
-                self._to_window(booking)
+            inside = [one for one in self.window.values() if one.terms.priority <= priority]
+            # Whoever goes before one in the window belongs there, too, unless that has another order.
+            ours = [one.turn for one in inside if one.terms.priority == priority and self._turn is None]
+            last = max(ours, default=-math.inf)
+            room = size - len(inside)
+            while room > 0 or (room > -_MAX_WINDOW and self._queue.next_turn(priority) < last):
+                booking = self._queue.pop(priority)
+                if booking is None:
+                    break
+                self.window[booking.key] = booking
                 room -= 1
         return late
 
@@ -263,14 +256,7 @@ class Admission:
         """The window, in the order in which a replica is to be looked for."""
         turn = self._turn
         if turn is None:
-            # The first of each tenant, then the second: those who came into it before may not be others' equals.
-            ranks: dict[tuple[int, str], int] = {}
-            order = []
-            for one in sorted(self.window.values(), key=lambda booking: booking.turn):
-                tenant = (one.terms.priority, one.terms.tenant)
-                ranks[tenant] = ranks.get(tenant, 0) + 1
-                order.append((one.terms.priority, ranks[tenant], one.turn, one))
-            return [one for *_, one in sorted(order)]
+            return sorted(self.window.values(), key=lambda booking: (booking.terms.priority, booking.turn, booking.key))
         return sorted(self.window.values(), key=lambda booking: (booking.terms.priority, turn(booking, now)))
 
     def next_for_serve(self) -> list[Booking]:
@@ -288,11 +274,17 @@ class Admission:
     def sent(self, booking: Booking, now: float) -> None:
         """It goes to a replica."""
         name = booking.terms.class_name
+        if self.window.pop(booking.key, None) is not None:
+            self._queue.sent(booking)
+        elif len(self) and not booking.resumes:
+            self._queue.overtaken(booking)
+        if self._competes:
+            self._queue_share = self._draw.uniform(*_QUEUE_SHARES)
         self.remove(booking)
         if booking.resumes:
             return
-        self._rate.sent(booking.work_s)
-        self._advance(now, self._num_replicas)
+        self._foresight.sent(booking)
+        self._advance(now, self._foresight.num_replicas)
         counts = self.counts
         counts.admitted[name] = counts.admitted.get(name, 0) + 1
         counts.waited_s[name] = counts.waited_s.get(name, 0.0) + now - booking.arrived_at
@@ -301,42 +293,27 @@ class Admission:
 
     def computed(self, booking: Booking, now: float) -> None:
         """It has its first token: how long that took on its replica is what others will find there."""
-        if booking.resumes:
-            return
-        foreseen_s, taken_s = booking.predicted_wait_s + booking.prefill_s, now - booking.booked_at
-        self._deviation_s += _WEIGHT * (abs(taken_s - self._stretch * foreseen_s) - self._deviation_s)
-        self._foreseen_s += _WEIGHT * (foreseen_s - self._foreseen_s)
-        self._taken_s += _WEIGHT * (taken_s - self._taken_s)
-
-    @property
-    def _stretch(self) -> float:
-        return min(max(self._taken_s / self._foreseen_s, 1.0), _MOST_STRETCH)
+        if not booking.resumes:
+            self._foresight.computed(booking, now)
 
     def remove(self, booking: Booking) -> None:
         """It waits no more, if it did."""
         self.in_serve.discard(booking.key)
-        if self.window.pop(booking.key, None) is None and booking in self._queue:
+        if self.window.pop(booking.key, None) is not None:
+            self._queue.refund(booking)
+        elif booking in self._queue:
             self._queue.remove(booking)
 
-    def _to_window(self, booking: Booking) -> None:
-        self._num_sent += 1
-        booking.turn = self._num_sent
-        self.window[booking.key] = booking
-
     def _advance(self, now: float, num_replicas: int) -> None:
-        self._num_replicas = num_replicas
-        self._rate.advance(now, bool(len(self)), num_replicas)
+        self._foresight.advance(now, num_replicas, waiting=bool(len(self)))
 
     def _ahead_s(self, booking: Booking) -> float:
-        priority = booking.terms.priority
-        window_s = sum(one.work_s for one in self.window.values() if one.terms.priority <= priority)
+        turn = (booking.terms.priority, self._queue.turn_of(booking))
+        window_s = sum(one.work_s for one in self.window.values() if (one.terms.priority, one.turn) <= turn)
         return window_s + self._queue.work_before(booking)
 
     def _slack_s(self, booking: Booking, deadline_s: float) -> float:
-        """How long it may wait here, for its first token to come in time."""
-        # Decodes of others slow a prompt down, and so do calls and a busy machine.
-        there_s = self._stretch * (booking.prefill_s + self.replica_queue_s) + _DEVIATIONS * self._deviation_s
-        return max(deadline_s - there_s, _LEAST_SLACK * deadline_s)
+        return self._foresight.slack_s(booking.prefill_s, self.replica_queue_s, deadline_s)
 
     def _restart(self, now: float) -> None:
         """The first replica is there: nobody is late by what its start took."""
@@ -348,8 +325,8 @@ class Admission:
         for booking in queued:
             self._queue.add(booking)
 
-    def _sweep(self, now: float, num_replicas: int) -> list[tuple[Booking, Refusal]]:
-        rate = self._rate.rate(num_replicas)
+    def _sweep(self, now: float) -> list[tuple[Booking, Refusal]]:
+        rate = self._foresight.rate
         window_s = sum(one.work_s for one in self.window.values())
         late = [one for one in self.window.values() if now > self._latest_at(one)]
         late += [
@@ -376,8 +353,8 @@ class Admission:
         terms = booking.terms
         counted = (terms.class_name, reason)
         self.counts.refused[counted] = self.counts.refused.get(counted, 0) + 1
-        if self._num_replicas:
-            rate = self._rate.rate(self._num_replicas)
+        if self._foresight.num_replicas:
+            rate = self._foresight.rate
             if earliest_s is None:
                 earliest_s = max(self._ahead_s(booking) / rate - _MARGIN * terms.ttft_deadline_s, 0.0)
             after_s = self.reservations.promise(terms.fingerprint, terms.tenant, now, earliest_s, booking.work_s, rate)
@@ -386,10 +363,3 @@ class Admission:
                 terms.fingerprint, terms.tenant, now, _COLD_RETRY_S, booking.work_s, 1.0
             )
         return Refusal(reason, f"overloaded: {why}; try again in {after_s} s", after_s)
-
-
-def terms_of_class(settings: AdmissionSettings, name: str | None = None) -> RequestTerms:
-    """The terms of a class by its name, or of the default one. KeyError if there is none of that name."""
-    name = settings.default_class if name is None else name
-    entry = settings.classes[name]
-    return RequestTerms(name, entry.priority, entry.ttft_deadline_s)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from app.balancer.admission import MAX_IN_SERVE, Admission, AdmissionSettings
+import random
+
+from app.balancer.admission import MAX_IN_SERVE, Admission
+from app.balancer.admission_settings import AdmissionSettings
 from app.balancer.booking import Booking, Placement
 from app.balancer.holding import Holding
 from app.balancer.placing import Placing
@@ -18,14 +21,18 @@ class Admitting:
 
     Args:
         hold_s: nobody is sent to a replica where it would wait for longer; None lets admission say so.
+        draw: where chance comes from.
     """
 
-    def __init__(self, placing: Placing, settings: AdmissionSettings, hold_s: float | None) -> None:
+    def __init__(
+        self, placing: Placing, settings: AdmissionSettings, hold_s: float | None, draw: random.Random | None = None
+    ) -> None:
         self._placing = placing
         self._hold_s = hold_s
         self._holding = Holding(placing.fleet)
         self._refused: list[tuple[int, Refusal]] = []
-        self.admission = Admission(settings, placing.fleet, self._holding.turn if hold_s is not None else None)
+        turn = self._holding.turn if hold_s is not None else None
+        self.admission = Admission(settings, placing.fleet, turn, draw)
 
     def __len__(self) -> int:
         return len(self.admission)
@@ -98,9 +105,10 @@ class Admitting:
             return 0.0
         if not len(self.admission):
             return None
-        free_at = self._placing.fleet.order.first_after(now + self._longest_wait_s)
-        # A seat or a block that comes free is not foreseen, nor a replica.
-        delay_s = _LONGEST_POLL_S if free_at is None else free_at - self._longest_wait_s - now
+        longest_s = self.admission.replica_queue_s if self._hold_s is None else self._hold_s
+        free_at = self._placing.fleet.order.first_after(now + longest_s)
+        # A seat or a block that comes free is not foreseen, nor a replica, nor how much one may have queued.
+        delay_s = _LONGEST_POLL_S if free_at is None else free_at - longest_s - now
         return min(max(delay_s, 0.0), _LONGEST_POLL_S)
 
     def take_refused(self) -> list[tuple[int, Refusal]]:
@@ -119,7 +127,8 @@ class Admitting:
     def _send(self, booking: Booking, willing: int, now: float, *, reserves: bool = False) -> bool:
         """Place it if that is worth while now."""
         free = willing & ~self._placing.fleet.full
-        if not free or not self._placing.place(booking, free, now, self._longest_wait_s, reserves=reserves):
+        longest_s = self.admission.longest_wait_s(booking) if self._hold_s is None else self._hold_s
+        if not free or not self._placing.place(booking, free, now, longest_s, reserves=reserves):
             return False
         self._placed(booking, now)
         return True
@@ -128,7 +137,3 @@ class Admitting:
         self._holding.placed(now - booking.arrived_at + booking.predicted_wait_s + booking.prefill_s)
         self.admission.measure(booking)
         self.admission.sent(booking, now)
-
-    @property
-    def _longest_wait_s(self) -> float:
-        return self.admission.replica_queue_s if self._hold_s is None else self._hold_s

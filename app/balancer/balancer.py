@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable
 
 from app.balancer import native
-from app.balancer.admission import Admission, AdmissionSettings, AdmissionState
+from app.balancer.admission import Admission, AdmissionState
+from app.balancer.admission_settings import AdmissionSettings
 from app.balancer.admitting import Admitting
 from app.balancer.availability import Availability
 from app.balancer.booking import Booking, BookingGoneError, Placement, RouteReceipt
@@ -41,6 +43,7 @@ class Balancer:
         stale_after_s: a replica not heard from for longer is not chosen, unless that goes for all.
         expire_after_s: a booking that its replica has never confirmed is dropped after this.
         use_native: compute CheapestPolicy by the C++ core if it is there.
+        draw: where chance comes from, which keeps several ingresses from all doing the same.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Balancer:
         expire_after_s: float = 120.0,
         use_native: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        draw: random.Random | None = None,
     ) -> None:
         policy = policy or CheapestPolicy()
         self._fleet: Fleet
@@ -77,7 +81,7 @@ class Balancer:
         if admission is None:
             self._waiting = HoldingBack(self._placing, hold_s)
         else:
-            self._waiting = admitting = Admitting(self._placing, admission, hold_s)
+            self._waiting = admitting = Admitting(self._placing, admission, hold_s, draw)
             self._admission = admitting.admission
 
     # Replicas
@@ -198,7 +202,7 @@ class Balancer:
         """What another ingress has told refused requests of this model."""
         with self._lock:
             if self._admission is not None:
-                self._admission.reservations.hear(news, self._clock())
+                self._admission.hear(news, self._clock())
 
     def admission_state(self) -> AdmissionState:
         """For metrics."""

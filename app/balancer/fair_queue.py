@@ -1,26 +1,32 @@
-"""Who goes next of those who wait: classes by priority, tenants by deficit round robin, a tenant's own by deadline."""
+"""Who goes next of those who wait: classes by priority, tenants by fair queueing, a tenant's own by deadline."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 
 from app.balancer.booking import Booking
 
-# Tokens that a tenant of weight 1 may send on before it is the next one's turn: some short prompts.
-_QUANTUM = 512.0
+# Of so many mean requests a tenant that has asked for nothing may be ahead of its share.
+_BURST = 2.0
+# Weight of one more request in their mean.
+_WEIGHT = 0.1
+# Fewer tenants than this are not looked through for those who may be forgotten.
+_FEW = 64
 
 _Key = tuple[float, int]
 
 
 @dataclass(slots=True)
 class _Tenant:
-    """One tenant's waiting bookings in a class, the earliest deadline first, with their work in all."""
+    """One tenant's waiting bookings in a class, the earliest deadline first, with their work in all; `tag` is the
+    first one's."""
 
     weight: float
-    deficit: float = 0.0
+    tag: float
     work_s: float = 0.0
     keys: list[_Key] = field(default_factory=list)
     bookings: dict[_Key, Booking] = field(default_factory=dict)
@@ -29,32 +35,35 @@ class _Tenant:
     def first(self) -> Booking:
         return self.bookings[self.keys[0]]
 
+    def earlier_s(self, key: _Key) -> float:
+        """Work of its own that goes before that of this key, in it or not."""
+        return sum(self.bookings[earlier].work_s for earlier in self.keys[: bisect_left(self.keys, key)])
+
 
 class _Level:
-    """The tenants of one priority, in turn (Shreedhar and Varghese, Efficient Fair Queuing Using Deficit Round Robin,
-    1995), counting tokens.
+    """The tenants of one priority (Goyal, Vin and Cheng, Start-time Fair Queueing, 1996).
 
-    Who comes anew goes first once, as FQ-CoDel has it (RFC 8290): whoever sends little then waits for nobody's turn. It
-    keeps its place among the turns until that is reached with nothing to send.
+    Virtual time is the tag of what was sent last. A booking's tag is where the one of its tenant before it ends, which
+    is its work by its tenant's weight after that one's own tag; or just before now, if that is later. The least tag
+    goes first: whoever asks for less than its share goes next, however much others have queued. In turns, as by
+    deficit round robin, it would wait for a turn of each.
     """
 
     def __init__(self) -> None:
         self.tenants: dict[str, _Tenant] = {}
         self.work_s = 0.0
-        self._turns: deque[str] = deque()
-        # Of those among the turns who have nothing to send now.
-        self._deficits: dict[str, float] = {}
+        self.now = 0.0
+        # Of those with nothing queued, where their last ends, if that is yet to come or has just been.
+        self._ends: dict[str, float] = {}
+        self._many_ends = _FEW
+        self._mean_work = 0.0
 
     def add(self, booking: Booking, weight: float) -> None:
         name = booking.terms.tenant
         tenant = self.tenants.get(name)
         if tenant is None:
-            tenant = self.tenants[name] = _Tenant(weight)
-            if name in self._deficits:
-                tenant.deficit = self._deficits.pop(name)
-            else:
-                tenant.deficit = _QUANTUM * weight
-                self._turns.appendleft(name)
+            tenant = self.tenants[name] = _Tenant(weight, self.tag_of(name))
+            self._ends.pop(name, None)
         key = (booking.deadline_at, booking.key)
         insort(tenant.keys, key)
         tenant.bookings[key] = booking
@@ -70,60 +79,82 @@ class _Level:
         tenant.work_s -= booking.work_s
         self.work_s -= booking.work_s
         if not tenant.keys:
-            # Whoever has nothing to send saves up nothing.
             del self.tenants[name]
-            self._deficits[name] = min(tenant.deficit, 0.0)
+            self._ends[name] = tenant.tag
+        if not self.tenants:
+            self.work_s = 0.0
 
-    def next(self) -> Booking:
-        """The one whose turn it is, paid for by its tenant; the caller removes it."""
-        turns = self._turns
-        while True:
-            for _ in range(len(turns)):
-                tenant = self.tenants.get(turns[0])
-                if tenant is None:
-                    del self._deficits[turns.popleft()]
-                    continue
-                booking = tenant.first
-                if tenant.deficit >= booking.num_tokens:
-                    tenant.deficit -= booking.num_tokens
-                    return booking
-                tenant.deficit += _QUANTUM * tenant.weight
-                turns.rotate(-1)
-            # Rounds in which nobody could send would only be counted through.
-            rounds = min(
-                (tenant.first.num_tokens - tenant.deficit) / (_QUANTUM * tenant.weight)
-                for tenant in self.tenants.values()
-            )
-            if rounds > 1:
-                for tenant in self.tenants.values():
-                    tenant.deficit += int(rounds) * _QUANTUM * tenant.weight
+    def next_tag(self) -> float:
+        """Of the one whose turn it is."""
+        return min(tenant.tag for tenant in self.tenants.values())
+
+    def pop(self) -> Booking:
+        """Take out the one whose turn it is, charged to its tenant; its tag is in `turn`."""
+        tenant = min(self.tenants.values(), key=lambda tenant: (tenant.tag, tenant.keys[0]))
+        booking = tenant.first
+        booking.turn = tenant.tag
+        tenant.tag += booking.work_s / tenant.weight
+        self.remove(booking)
+        return booking
+
+    def sent(self, tag: float, work: float) -> None:
+        """One that was taken out goes to a replica; its work by its tenant's weight."""
+        self._mean_work += _WEIGHT * (work - self._mean_work) if self._mean_work else work
+        self.now = max(tag, self.now)
+        if len(self._ends) > self._many_ends:
+            self._ends = {name: end for name, end in self._ends.items() if end > self._earliest}
+            self._many_ends = max(2 * len(self._ends), _FEW)
+
+    def charge(self, name: str, work: float) -> None:
+        """A tenant has had so much beside the queue, its weight reckoned with; or less, if it is negative."""
+        if name in self.tenants:
+            self.tenants[name].tag = self.tag_of(name) + work
+        else:
+            self._ends[name] = self.tag_of(name) + work
+
+    def tag_of(self, name: str) -> float:
+        """What a tenant's next booking has for a tag."""
+        tenant = self.tenants.get(name)
+        return tenant.tag if tenant is not None else max(self._ends.get(name, -math.inf), self._earliest)
+
+    @property
+    def _earliest(self) -> float:
+        return self.now - _BURST * self._mean_work
+
+    def turn_of(self, name: str, key: _Key, weight: float) -> float:
+        """What a tenant's booking of that key has for a tag, in the queue or not."""
+        tenant = self.tenants.get(name)
+        own_s = tenant.earlier_s(key) if tenant is not None else 0.0
+        return self.tag_of(name) + own_s / weight
 
     def work_before(self, name: str, key: _Key, weight: float) -> float:
         """Work that goes before a tenant's booking of that key, in it or not: its own earlier ones', and of the others'
-        what they are due meanwhile."""
+        what begins before its turn."""
         tenant = self.tenants.get(name)
-        own_s = 0.0
-        if tenant is not None:
-            weight = tenant.weight
-            own_s = sum(tenant.bookings[earlier].work_s for earlier in tenant.keys[: bisect_left(tenant.keys, key)])
-        return own_s + self._others(name, own_s, weight)
-
-    def _others(self, name: str, own_s: float, weight: float) -> float:
-        """What the other tenants are served until this one has had so much, and its next turn."""
-        total = 0.0
-        for other, tenant in self.tenants.items():
-            if other != name:
-                total += min(tenant.work_s, own_s * tenant.weight / weight + tenant.first.work_s)
-        return total
+        before_s = tenant.earlier_s(key) if tenant is not None else 0.0
+        turn = self.tag_of(name) + before_s / weight
+        for other, one in self.tenants.items():
+            ahead = turn - one.tag
+            if other != name and ahead > 0.0:
+                before_s += min(one.work_s, ahead * one.weight + one.first.work_s)
+        return before_s
 
     def in_order(self) -> Iterator[tuple[Booking, float]]:
-        """Each waiting booking, with the work of its level that goes before it."""
-        for name, tenant in self.tenants.items():
-            own_s = 0.0
-            for key in tenant.keys:
-                booking = tenant.bookings[key]
-                yield booking, own_s + self._others(name, own_s, tenant.weight)
-                own_s += booking.work_s
+        """Each waiting booking, in the order in which they go, with the work of this level that goes before it."""
+        heap = [(one.tag, one.keys[0], 0, name) for name, one in self.tenants.items()]
+        heapify(heap)
+        before_s = 0.0
+        while heap:
+            tag, key, index, name = heap[0]
+            tenant = self.tenants[name]
+            booking = tenant.bookings[key]
+            yield booking, before_s
+            before_s += booking.work_s
+            if index + 1 < len(tenant.keys):
+                tag += booking.work_s / tenant.weight
+                heapreplace(heap, (tag, tenant.keys[index + 1], index + 1, name))
+            else:
+                heappop(heap)
 
 
 class FairQueue:
@@ -148,45 +179,71 @@ class FairQueue:
     def __iter__(self) -> Iterator[Booking]:
         return iter(self._queued.values())
 
+    def set_weights(self, weights: Mapping[str, float]) -> None:
+        """Go by other weights from now on."""
+        self._weights = dict(weights)
+        for level in self._levels.values():
+            for name, tenant in level.tenants.items():
+                tenant.weight = self._weight(name)
+
     @property
     def work_s(self) -> float:
         """Work of all who wait."""
         return sum(level.work_s for level in self._levels.values())
 
     def add(self, booking: Booking) -> None:
-        """Queue it by its terms and `deadline_at`, which stays as it is until it is removed."""
+        """Queue it by its terms, `work_s` and `deadline_at`, which stay as they are until it is removed."""
         self._queued[booking.key] = booking
         self.num_tokens += booking.num_tokens
         level = self._levels.setdefault(booking.terms.priority, _Level())
-        level.add(booking, self._weights.get(booking.terms.tenant, 1.0))
+        level.add(booking, self._weight(booking.terms.tenant))
 
     def remove(self, booking: Booking) -> None:
         """Take it out; it must be in."""
-        del self._queued[booking.key]
-        self.num_tokens -= booking.num_tokens
-        priority = booking.terms.priority
-        level = self._levels[priority]
-        level.remove(booking)
-        if not level.tenants:
-            del self._levels[priority]
+        self._levels[booking.terms.priority].remove(booking)
+        self._removed(booking)
 
     def pop(self, priority: int | None = None) -> Booking | None:
-        """Take out the next in turn, of that priority or of any; None if there is none."""
-        if not self._levels or (priority is not None and priority not in self._levels):
+        """Take out the next in turn, of that priority or of any; None if there is none. It has `turn` set, and is to be
+        told of by `sent` or `refund`."""
+        priorities = self.priorities if priority is None else [priority]
+        level = self._levels.get(priorities[0]) if priorities else None
+        if level is None or not level.tenants:
             return None
-        booking = self._levels[min(self._levels) if priority is None else priority].next()
-        self.remove(booking)
+        booking = level.pop()
+        self._removed(booking)
         return booking
+
+    def sent(self, booking: Booking) -> None:
+        """One that was taken out by `pop` goes to a replica."""
+        weight = self._weight(booking.terms.tenant)
+        self._levels[booking.terms.priority].sent(booking.turn, booking.work_s / weight)
+
+    def refund(self, booking: Booking) -> None:
+        """One that was taken out by `pop` does not."""
+        self._charge(booking, -booking.work_s)
+
+    def overtaken(self, booking: Booking) -> None:
+        """One that was never in goes to a replica while others wait."""
+        self._charge(booking, booking.work_s)
+
+    def is_due(self, booking: Booking) -> bool:
+        """Whether one that is not in it, and has its `turn` set, is of a tenant that has asked for no more than its
+        share while others of its class wait."""
+        level = self._levels.get(booking.terms.priority)
+        if level is None or booking.turn > level.now:
+            return False
+        return len(level.tenants) > (booking.terms.tenant in level.tenants)
 
     @property
     def priorities(self) -> list[int]:
         """Those that somebody waits in, the first to go first."""
-        return sorted(self._levels)
+        return sorted(priority for priority, level in self._levels.items() if level.tenants)
 
     def newest(self, above: int) -> Booking | None:
         """The newest of the last priority, if that comes after `above`: who is to go when somebody must. One that was
         told to come now stays."""
-        for priority in sorted(self._levels, reverse=True):
+        for priority in reversed(self.priorities):
             if priority <= above:
                 return None
             waiting = [
@@ -199,21 +256,43 @@ class FairQueue:
                 return max(waiting, key=lambda booking: (booking.arrived_at, booking.key))
         return None
 
+    def next_turn(self, priority: int) -> float:
+        """Of the next of that priority; infinite if nobody waits there."""
+        level = self._levels.get(priority)
+        return level.next_tag() if level is not None and level.tenants else math.inf
+
+    def turn_of(self, booking: Booking) -> float:
+        """What its `turn` is to be; it may be queued or not."""
+        level = self._levels.get(booking.terms.priority)
+        return level.turn_of(*self._place(booking)) if level is not None else 0.0
+
     def work_before(self, booking: Booking) -> float:
         """Work that will have gone before it, in replica-seconds, if nobody else comes; it may be queued or not."""
-        priority, name = booking.terms.priority, booking.terms.tenant
+        priority = booking.terms.priority
         before_s = sum(level.work_s for other, level in self._levels.items() if other < priority)
         level = self._levels.get(priority)
-        if level is not None:
-            key = (booking.deadline_at, booking.key)
-            before_s += level.work_before(name, key, self._weights.get(name, 1.0))
-        return before_s
+        return before_s + (level.work_before(*self._place(booking)) if level is not None else 0.0)
 
     def in_order(self) -> Iterator[tuple[Booking, float]]:
-        """Each waiting booking with the work that goes before it, as `work_before` has it."""
+        """Each waiting booking with the work that goes before it."""
         before_s = 0.0
         for priority in self.priorities:
             level = self._levels[priority]
             for booking, within_s in level.in_order():
                 yield booking, before_s + within_s
             before_s += level.work_s
+
+    def _charge(self, booking: Booking, work_s: float) -> None:
+        level = self._levels.setdefault(booking.terms.priority, _Level())
+        level.charge(booking.terms.tenant, work_s / self._weight(booking.terms.tenant))
+
+    def _weight(self, tenant: str) -> float:
+        return self._weights.get(tenant, 1.0)
+
+    def _place(self, booking: Booking) -> tuple[str, _Key, float]:
+        name = booking.terms.tenant
+        return name, (booking.deadline_at, booking.key), self._weight(name)
+
+    def _removed(self, booking: Booking) -> None:
+        del self._queued[booking.key]
+        self.num_tokens -= booking.num_tokens

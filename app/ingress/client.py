@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple, Protocol
 
 from app.balancer import RequestTerms
-from app.balancer.admission import AdmissionSettings
+from app.balancer.admission_settings import AdmissionSettings
 from app.ingress.receipt import Receipt
 from app.telemetry.model_samples import ModelTelemetry
 from engine.outputs import SequenceOutput

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from app.balancer import Balancer, make_policy
-from app.balancer.admission import AdmissionSettings
+from app.balancer.admission_settings import AdmissionSettings
 from app.config import (
     AdmissionArgs,
     BalancerArgs,

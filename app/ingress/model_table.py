@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from app.balancer.admission import AdmissionSettings
+from app.balancer.admission_settings import AdmissionSettings
 from app.config import IngressUserConfig, ModelArgs, RemoteModel
 from app.ingress.client import ModelClient
 from app.ingress.models import ModelRegistry, ServedModel

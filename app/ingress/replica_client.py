@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from app.balancer import Balancer, Placement, RequestTerms
-from app.balancer.admission import AdmissionSettings, ClassSettings
+from app.balancer.admission_settings import AdmissionSettings, ClassSettings
 from app.balancer.registry import ReplicaInfo, deployment_key, registry
 from app.balancer.reservations import News
 from app.balancer.terms import DEFAULT_CLASS

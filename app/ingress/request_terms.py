@@ -8,7 +8,7 @@ import re
 from starlette.datastructures import Headers
 
 from app.balancer import RequestTerms
-from app.balancer.admission import AdmissionSettings, terms_of_class
+from app.balancer.admission_settings import AdmissionSettings, terms_of_class
 from engine.errors import RequestError
 
 CLASS_HEADER = "x-quire-class"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from app.balancer.admission import AdmissionSettings, ClassSettings
+from app.balancer.admission_settings import AdmissionSettings, ClassSettings
 from app.balancer.terms import DEFAULT_CLASS
 from benchmarks.overload.report import Try, phase_summary, retry_summary, tenant_summary
 from benchmarks.overload.simulation import Setup, Simulation

@@ -5,14 +5,17 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from app.balancer import Balancer, RequestCost, RequestTerms
-from app.balancer.admission import AdmissionSettings
+from app.balancer.admission_settings import AdmissionSettings
 from app.balancer.terms import Refusal
 from benchmarks.overload.report import Try
 from benchmarks.overload.workload import Coming, jitter_s
-from benchmarks.routing.replica import Model, Progress, Replica
+from benchmarks.routing.replica import Progress
+from benchmarks.routing.stepping import SteppingModel
 from benchmarks.routing.trace import Arrival, TracedRequest
 
 _NEVER_S = 1e9
@@ -30,7 +33,7 @@ class Setup(NamedTuple):
 
     num_replicas: int
     num_ingresses: int
-    model: Model
+    model: SteppingModel
     seats: int
     settings: AdmissionSettings
     expected_output_tokens: int
@@ -52,9 +55,9 @@ class Simulation:
         self._num_events = self._num_keys = self._num_open = 0
         self.tries: list[Try] = []
         self._by_key: dict[int, Try] = {}
-        self._replicas: dict[str, Replica] = {
-            f"r{index}": setup.model.make_replica(self._at) for index in range(setup.num_replicas)
-        }
+        self._replicas = {f"r{index}": setup.model.make_replica(self._at) for index in range(setup.num_replicas)}
+        for name, replica in self._replicas.items():
+            replica.stepped = partial(self._tell, name)
         self.balancers = [
             Balancer(
                 hold_s=setup.hold_s,
@@ -63,8 +66,9 @@ class Simulation:
                 stale_after_s=_NEVER_S,
                 expire_after_s=_NEVER_S,
                 clock=lambda: self._now,
+                draw=random.Random(f"{seed} {index}"),
             )
-            for _ in range(setup.num_ingresses)
+            for index in range(setup.num_ingresses)
         ]
         self._has_timer = [False] * setup.num_ingresses
         for name, replica in self._replicas.items():
@@ -145,26 +149,23 @@ class Simulation:
         def first_token() -> None:
             asked.ttft_s = self._now - asked.sent_s
             balancer.computed(key)
-            self._tell(replica_id, replica, ())
 
         def last_token(tpot_s: float) -> None:  # noqa: ARG001 - the end alone is asked for
             asked.end_s = self._now
             self._by_key.pop(key)
             balancer.release(key)
-            self._tell(replica_id, replica, ())
 
         replica.admit(arrival, self._now, Progress(first_token, last_token))
-        self._tell(replica_id, replica, (key,) if len(self.balancers) == 1 else (), ingress, key)
+        self._tell(replica_id, ingress, key)
 
-    def _tell(
-        self, replica_id: str, replica: Replica, admitted: tuple[int, ...], ingress: int = -1, key: int = -1
-    ) -> None:
-        load = replica.load(self._now, admitted)
+    def _tell(self, replica_id: str, ingress: int = -1, key: int = -1) -> None:
+        """A request has come, which its ingress is told of, or a step has ended: all ingresses hear of the load."""
+        load = self._replicas[replica_id].load(self._now, ())
 
         def hear() -> None:
             for index, balancer in enumerate(self.balancers):
-                own = replica.load(self._now, (key,)) if index == ingress else load
-                balancer.report(replica_id, own, 0.0)
+                own = replace(load, admitted=(key,)) if index == ingress else load
+                balancer.report(replica_id, own, self._setup.staleness_s)
 
         self._at(self._now + self._setup.staleness_s, hear)
 

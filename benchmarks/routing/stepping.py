@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from app.transport.messages import LoadReport
@@ -46,11 +46,17 @@ class _Prompt:
     num_computed: int
     output_length: int
     progress: Progress
+    taken_in: bool = False
 
 
 class SteppingReplica:
     """First come, first served, decodes first. Blocks are cached and dropped as SimulatedReplica's: what sequences that
     run need of the memory is not reckoned with.
+
+    Attributes:
+        stepped: called at the end of each step, before the next begins.
+        num_steps: that have ended.
+        is_stepping: whether one runs.
     """
 
     def __init__(self, model: SteppingModel, schedule: Schedule) -> None:
@@ -65,9 +71,10 @@ class SteppingReplica:
         self._num_decoding = 0
         self._context_tokens = 0
         self._endings: list[tuple[int, int, int, Callable[[float], None]]] = []
-        self._num_steps = 0
+        self.num_steps = 0
+        self.stepped: Callable[[], None] | None = None
+        self.is_stepping = False
         self._num_admitted = 0
-        self._is_stepping = False
         budget = model.max_num_batched_tokens
         self._prefill_rate = budget / model.steps.seconds(_prompt_work(1, budget, 0))
 
@@ -79,7 +86,7 @@ class SteppingReplica:
         self._prompts.append(_Prompt(request.input_length, cached_tokens, request.output_length, progress))
         self._waiting_tokens += request.input_length - cached_tokens
         self._running_tokens += request.input_length
-        if not self._is_stepping:
+        if not self.is_stepping:
             self._step(now)
         return Admission(cached_tokens, stored, removed)
 
@@ -102,6 +109,16 @@ class SteppingReplica:
             admitted=admitted,
         )
 
+    def told_load(self, now: float) -> LoadReport:
+        """As `load`, without the requests that no step has taken in yet: an engine counts them from then on."""
+        unseen = [prompt for prompt in self._prompts if not prompt.taken_in]
+        load = self.load(now, ())
+        return replace(
+            load,
+            num_waiting=load.num_waiting - len(unseen),
+            num_waiting_tokens=load.num_waiting_tokens - sum(one.num_tokens - one.num_computed for one in unseen),
+        )
+
     def _decode_rates(self) -> tuple[float, float]:
         """Seconds of a decode step, and what one more sequence of the present length adds to it."""
         context = self._model.max_num_batched_tokens
@@ -119,6 +136,8 @@ class SteppingReplica:
         num_prompt_tokens = 0
         computed: list[_Prompt] = []
         for prompt in self._prompts:
+            prompt.taken_in = True
+        for prompt in self._prompts:
             if budget <= 0 or room <= 0:
                 break
             chunk = min(prompt.num_tokens - prompt.num_computed, budget)
@@ -132,9 +151,9 @@ class SteppingReplica:
             if is_last:
                 computed.append(prompt)
         if not work.num_tokens:
-            self._is_stepping = False
+            self.is_stepping = False
             return
-        self._is_stepping = True
+        self.is_stepping = True
         lasts_s = self._model.steps.seconds(work)
         if num_prompt_tokens == self._model.max_num_batched_tokens - self._num_decoding:
             # A step full of prompt is a measurement of the rate, as the engine takes it.
@@ -143,18 +162,20 @@ class SteppingReplica:
         self._schedule(now + lasts_s, lambda: self._end_step(now + lasts_s, num_prompt_tokens, computed))
 
     def _end_step(self, now: float, num_prompt_tokens: int, computed: list[_Prompt]) -> None:
-        self._num_steps += 1
+        self.num_steps += 1
         self._waiting_tokens -= num_prompt_tokens
         self._context_tokens += self._num_decoding
         for prompt in computed:
             assert self._prompts.popleft() is prompt, "prompts are computed in turn"
             self._begin_decoding(prompt, now)
         ended = []
-        while self._endings and self._endings[0][0] <= self._num_steps:
+        while self._endings and self._endings[0][0] <= self.num_steps:
             ended.append(heapq.heappop(self._endings))
         for _, _, num_tokens, _ in ended:
             self._num_decoding -= 1
             self._context_tokens -= num_tokens
+        if self.stepped is not None:
+            self.stepped()
         # The next step begins at once; what ends is told after it is known what runs on.
         self._step(now)
         for prompt in computed:
@@ -173,7 +194,7 @@ class SteppingReplica:
             self._running_tokens -= prompt.num_tokens
             prompt.progress.last_token((now - began_at) / max(num_more, 1))
 
-        ending = (self._num_steps + num_more, self._num_admitted, prompt.num_tokens + num_more, last_token)
+        ending = (self.num_steps + num_more, self._num_admitted, prompt.num_tokens + num_more, last_token)
         heapq.heappush(self._endings, ending)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.balancer.admission import ClassSettings
+from app.balancer.admission_settings import ClassSettings
 from app.config import AppArgs, IngressUserConfig, ModelAppArgs, ModelArgs
 from app.usage import UsageSettings
 from engine.errors import ConfigError

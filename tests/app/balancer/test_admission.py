@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
 
 from app.balancer import Balancer, Placement, RequestCost
-from app.balancer.admission import MAX_IN_SERVE, AdmissionSettings, ClassSettings, terms_of_class
+from app.balancer.admission import MAX_IN_SERVE
+from app.balancer.admission_settings import AdmissionSettings, ClassSettings, terms_of_class
+from app.balancer.reservations import News
 from app.transport.messages import LoadReport
 
 CLASSES = {"default": ClassSettings(1, 10.0), "urgent": ClassSettings(0, 10.0), "batch": ClassSettings(2, 100.0)}
@@ -26,12 +29,18 @@ class World:
         native: bool = False,
         hold_s: float | None = None,
         seats: int = 0,
+        draw: random.Random | None = None,
         **settings: Any,
     ) -> None:
         self.now = 0.0
         self.settings = AdmissionSettings(**{"classes": CLASSES, "replica_queue_s": 0.5, **settings})
         self.balancer = Balancer(
-            admission=self.settings, hold_s=hold_s, use_native=native, stale_after_s=math.inf, clock=lambda: self.now
+            admission=self.settings,
+            hold_s=hold_s,
+            use_native=native,
+            stale_after_s=math.inf,
+            clock=lambda: self.now,
+            draw=draw,
         )
         self.num_keys = 0
         self.seats = seats
@@ -223,6 +232,38 @@ def test_a_tenant_that_floods_makes_no_other_wait_for_its_queue() -> None:
     assert placement.held
     sent = world.pass_time(6.0)
     assert calm in sent[:6]
+
+
+def test_a_tenant_within_its_share_need_not_wait_for_a_replica_to_be_nearly_free() -> None:
+    world = World(classes={"default": ClassSettings(0, 1000.0)})
+    for _ in range(30):
+        world.ask(tenant="flood", tokens=700)
+    world.pass_time(5.0)
+    busy_s = 1.0 - world.now % 0.7
+    calm, placement = world.ask(tenant="calm", tokens=100)
+    if placement.held:
+        assert calm in world.pass_time(0.3), f"the replica has {busy_s:.1f} s to do, at most"
+    assert world.ask(tenant="flood", tokens=100)[1].held
+
+
+class Draw(random.Random):
+    """Gives the least."""
+
+    def uniform(self, a: float, b: float) -> float:  # noqa: ARG002 - as random has it
+        return a
+
+
+def test_ingresses_that_compete_do_not_all_send_at_the_same_moment() -> None:
+    for competes in (False, True):
+        world = World(classes={"default": ClassSettings(0, 1000.0)}, draw=Draw())
+        if competes:
+            world.balancer.hear_promises(News([], []))
+        for _ in range(3):
+            world.ask(tokens=1000)
+        # Half a second of prompt may wait on a replica, or six tenths of that.
+        sent = world.pass_time(0.6)
+        assert len(sent) == (0 if competes else 1)
+        assert len(world.pass_time(0.3)) == (1 if competes else 0)
 
 
 def test_what_a_replica_had_begun_is_never_refused_nor_held() -> None:

@@ -11,7 +11,7 @@ import httpx2
 from starlette.applications import Starlette
 
 from app.balancer import RequestTerms, RouteReceipt
-from app.balancer.admission import AdmissionSettings
+from app.balancer.admission_settings import AdmissionSettings
 from app.ingress.client import ModelState
 from app.ingress.receipt import Receipt
 from app.replica.counters import replica_counters

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.balancer.admission import AdmissionSettings
+from app.balancer.admission_settings import AdmissionSettings
 from app.config import IngressUserConfig, RemoteModel
 from app.ingress.model_table import ModelTable
 from app.ingress.models import ModelRegistry, ServedModel

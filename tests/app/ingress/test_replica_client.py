@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from app.balancer import Balancer, BookingGoneError
-from app.balancer.admission import AdmissionSettings, ClassSettings, terms_of_class
+from app.balancer.admission_settings import AdmissionSettings, ClassSettings, terms_of_class
 from app.balancer.registry import ReplicaInfo, registry
 from app.ingress.prompt_chain import prompt_chain
 from app.ingress.receipt import Receipt

@@ -5,7 +5,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from app.balancer import RequestTerms
-from app.balancer.admission import AdmissionSettings, ClassSettings
+from app.balancer.admission_settings import AdmissionSettings, ClassSettings
 from app.ingress.request_terms import request_terms
 from engine.errors import OverloadedError, RequestError
 from tests.app.ingress.doubles import ScriptedClient, chat

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from app.balancer.admission import AdmissionSettings
+from app.balancer.admission_settings import AdmissionSettings
 from app.ingress.app import build_asgi_app
 from app.ingress.models import ModelRegistry, ServedModel
 from app.ingress.settings import HttpSettings
