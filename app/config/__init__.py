@@ -1,0 +1,36 @@
+"""What a Serve config's `args` may say: which models, how each is deployed, and how HTTP is served.
+
+All are frozen and checked where they are made; unknown keys are errors that list the known ones.
+"""
+
+from app.config.application import AppArgs, IngressAppArgs, ModelAppArgs
+from app.config.args import Args, describe
+from app.config.deployment import DeploymentArgs, RayActorOptions, ScalingArgs
+from app.config.ingress import IngressArgs, IngressUserConfig, Proxy
+from app.config.model import ModelArgs, RemoteModel
+from app.config.names import INGRESS, REQUEST_ROUTER, engine_deployment_name
+from app.config.routing import AdmissionArgs, BalancerArgs, ClassArgs
+from app.config.usage import UsageArgs
+
+__all__ = [
+    "INGRESS",
+    "REQUEST_ROUTER",
+    "AdmissionArgs",
+    "AppArgs",
+    "Args",
+    "BalancerArgs",
+    "ClassArgs",
+    "DeploymentArgs",
+    "IngressAppArgs",
+    "IngressArgs",
+    "IngressUserConfig",
+    "ModelAppArgs",
+    "ModelArgs",
+    "Proxy",
+    "RayActorOptions",
+    "RemoteModel",
+    "ScalingArgs",
+    "UsageArgs",
+    "describe",
+    "engine_deployment_name",
+]
