@@ -17,7 +17,6 @@ from typing import NamedTuple
 from app.usage.roll_up import roll_up
 from app.usage.settings import UsageSettings
 from app.usage.writer import MAX_PENDING, OpenRequest, TokenCounts, UsageStats, UsageWriter
-from engine.errors import ConfigError
 
 # What comes within this time is written together.
 _GATHER_S = 0.02
@@ -39,9 +38,6 @@ class UsageLedger:
 
     Args:
         name: of this process among the application's, for its files.
-
-    Raises:
-        ConfigError: nothing can be written in the directory.
     """
 
     def __init__(self, settings: UsageSettings, name: str) -> None:
@@ -49,13 +45,7 @@ class UsageLedger:
         self.stats = UsageStats()
         safe = re.sub(r"[^A-Za-z0-9._]", "-", name)
         writer = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{safe}-{os.getpid()}"
-        try:
-            self._writer = UsageWriter(settings, writer, self.stats)
-        except OSError as error:
-            raise ConfigError(
-                f"ingress.usage.directory={str(settings.directory)!r} cannot be written: {error}; it must be a folder "
-                f"on every node that runs an ingress, writable for user {os.getuid()}, with room and file locks"
-            ) from None
+        self._writer = UsageWriter(settings, writer, self.stats)
         self._queue: deque[OpenRequest | _Flush] = deque()
         self._wake = threading.Event()
         self._stopping = threading.Event()

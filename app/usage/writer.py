@@ -126,9 +126,6 @@ class UsageWriter:
     Args:
         writer: its name, which no other process has.
         clock: Unix seconds.
-
-    Raises:
-        OSError: nothing can be written in the directory.
     """
 
     def __init__(
@@ -144,7 +141,9 @@ class UsageWriter:
         self._noted_at = clock()
         self._is_synced = True
         self.open: dict[str, OpenRequest] = {}
-        self._segment: SegmentFile | None = self._new_segment(self._number)
+        self._segment: SegmentFile | None = None
+        # A fault is counted, said and tried again: an ingress that comes back must serve, whatever its disk does.
+        self.write()
 
     @property
     def has_room(self) -> bool:

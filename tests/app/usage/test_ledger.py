@@ -22,7 +22,6 @@ from app.usage.report import read_usage
 from app.usage.roll_up import roll_up
 from app.usage.totals import UsageCounts
 from app.usage.writer import UsageStats, UsageWriter
-from engine.errors import ConfigError
 from tests.app.usage.helpers import counts
 
 ROOT = Path(__file__).parents[3]
@@ -70,12 +69,18 @@ def test_it_is_added_to_the_days_totals_at_the_end(tmp_path: Path) -> None:
     assert list((tmp_path / "segments").iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        ConfigError, match=r"ingress\.usage\.directory='.*file/usage' cannot be written: .*; it must be"
-    ):
-        UsageLedger(UsageSettings(tmp_path / "file" / "usage"), "replica-1")
+def test_a_directory_that_cannot_be_written_is_said_and_stops_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "usage").write_text("in the way")
+    ledger = UsageLedger(UsageSettings(tmp_path / "usage"), "replica-1")
+    assert ledger.stats.errors["write"] == 1
+    assert "usage/segments cannot be written" in caplog.text
+    serve(ledger, "cmpl-1")
+    (tmp_path / "usage").unlink()
+    assert ledger.flush(TIMEOUT_S)
+    ledger.close()
+    assert counts(tmp_path / "usage") == {"acme": UsageCounts(1, 0, 0, 10, 4, 5)}
 
 
 def test_a_queue_that_is_full_drops_what_it_must_and_counts_it(
