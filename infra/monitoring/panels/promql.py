@@ -16,8 +16,9 @@ TOKEN_TARGET = Variable(
 )
 
 # Label matchers, as the reader chose.
-OF_MODEL = 'model=~"$model"'
-OF_CLASS = 'model=~"$model", class=~"$class"'
+# What is counted by request has a model's adapters as models of their own, `base:adapter`: they belong to its base.
+OF_MODEL = 'model=~"$model(:.+)?"'
+OF_CLASS = 'model=~"$model(:.+)?", class=~"$class"'
 OF_REPLICA = 'model=~"$model", replica=~"$replica"'
 
 
