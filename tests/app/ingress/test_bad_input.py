@@ -25,8 +25,10 @@ def error_of(response: httpx2.Response, status: int) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/json"
     body = response.json()
     assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert set(body["error"]) - {"retry_after"} == {"message", "type", "param", "code"}
     assert body["error"]["message"]
+    # Streams that are refused late have no header any more.
+    assert str(body["error"].get("retry_after")) == response.headers.get("retry-after", "None")
     return dict(body["error"])
 
 
