@@ -145,9 +145,9 @@ def running_fleet() -> Iterator[Fleet]:
             log_to_driver=False,
             runtime_env={"env_vars": {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}},
         )
-        port = free_port()
-        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         try:
+            port = free_port()
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
             yield Fleet(port)
         finally:
             serve.shutdown()  # type: ignore[no-untyped-call]
