@@ -25,32 +25,9 @@ resource "aws_efs_mount_target" "usage" {
   security_groups = [aws_security_group.usage.id]
 }
 
-data "aws_iam_policy_document" "efs_driver_assume" {
-  statement {
-    actions = ["sts:AssumeRoleWithWebIdentity"]
-
-    principals {
-      type        = "Federated"
-      identifiers = [aws_iam_openid_connect_provider.eks.arn]
-    }
-
-    condition {
-      test     = "StringEquals"
-      variable = "${local.issuer}:sub"
-      values   = ["system:serviceaccount:kube-system:efs-csi-controller-sa"]
-    }
-
-    condition {
-      test     = "StringEquals"
-      variable = "${local.issuer}:aud"
-      values   = ["sts.amazonaws.com"]
-    }
-  }
-}
-
 resource "aws_iam_role" "efs_driver" {
   name               = "${var.name}-efs-driver"
-  assume_role_policy = data.aws_iam_policy_document.efs_driver_assume.json
+  assume_role_policy = data.aws_iam_policy_document.pods_assume["efs_driver"].json
 }
 
 resource "aws_iam_role_policy_attachment" "efs_driver" {

@@ -28,9 +28,16 @@ resource "aws_iam_openid_connect_provider" "eks" {
 
 locals {
   issuer = replace(aws_eks_cluster.this.identity[0].oidc[0].issuer, "https://", "")
+  # Role → namespace and name of the service account that may take it on.
+  service_accounts = {
+    weights    = "${var.namespace}:quire"
+    efs_driver = "kube-system:efs-csi-controller-sa"
+  }
 }
 
 data "aws_iam_policy_document" "pods_assume" {
+  for_each = local.service_accounts
+
   statement {
     actions = ["sts:AssumeRoleWithWebIdentity"]
 
@@ -42,7 +49,7 @@ data "aws_iam_policy_document" "pods_assume" {
     condition {
       test     = "StringEquals"
       variable = "${local.issuer}:sub"
-      values   = ["system:serviceaccount:${var.namespace}:quire"]
+      values   = ["system:serviceaccount:${each.value}"]
     }
 
     condition {
@@ -55,7 +62,7 @@ data "aws_iam_policy_document" "pods_assume" {
 
 resource "aws_iam_role" "weights" {
   name               = "${var.name}-weights"
-  assume_role_policy = data.aws_iam_policy_document.pods_assume.json
+  assume_role_policy = data.aws_iam_policy_document.pods_assume["weights"].json
 }
 
 resource "aws_iam_role_policy_attachment" "weights" {
