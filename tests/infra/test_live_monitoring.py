@@ -48,6 +48,7 @@ PATIENCE_S = 240.0
 OF_LOAD = {
     ("QuireErrors", f"{ADAPTED}:{BROKEN}"),
     ("QuireAdaptersThrashing", ADAPTED),
+    ("QuireAdapterLoadsFailing", ADAPTED),
     ("QuireSlowTokens", LATE),
     ("QuireKvCacheFull", PRESSED),
     ("QuirePreempting", PRESSED),
@@ -70,6 +71,7 @@ LEFT_TO_PROMTOOL = {"QuireReplicasFlapping", "QuireWrongRoutes", "QuireUsageLost
 # Nothing of the kind is the matter with these, whatever the machine's speed.
 NEVER = {
     *(("QuireAdaptersThrashing", model) for model in (PRESSED, LATE, SCALED)),
+    *(("QuireAdapterLoadsFailing", model) for model in (PRESSED, LATE, SCALED)),
     *(("QuireSwapFull", model) for model in (ADAPTED, LATE, SCALED)),
     *(("QuirePreempting", model) for model in (ADAPTED, LATE, SCALED)),
     *(("QuireReplicasMissing", model) for model in (PRESSED, LATE)),
