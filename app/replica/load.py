@@ -13,6 +13,10 @@ _WEIGHT = 0.1
 _MIN_PREFILL_TOKENS = 16
 # Of the prompt tokens that capacity is judged by, those before so many others count for little.
 _CAPACITY_TOKENS = 20_000
+# A step without prompt counts as so much of those with, in the line that tells how long a full step would last.
+_EMPTY_STEPS = 0.1
+# One more prompt token is taken to cost at least so much of what each has cost on average.
+_LEAST_SLOPE = 0.25
 # Batches must differ by about this (squared) before a line through them means anything.
 _MIN_BATCH_VARIANCE = 0.5
 
@@ -39,8 +43,7 @@ class RateMeter:
         self._batch_step_s = _Moment()
         self._step_s_squared = _Moment()
         self._prefill_scatter = _Moment()
-        self._prompt_tokens = 0.0
-        self._prompt_s = 0.0
+        self._prompt_steps = _PromptSteps()
         self._last: EngineStats | None = None
         self._last_time_s = 0.0
 
@@ -58,15 +61,11 @@ class RateMeter:
             return
         prompt = grown - drawn - (stats.num_cached_tokens - last.num_cached_tokens)
         if prompt >= _MIN_PREFILL_TOKENS:
-            decode_s = self._step_s.mean * steps if drawn else 0.0
-            prompt_s = max(elapsed_s - decode_s, elapsed_s / 4)
             squared_tokens, token_s = prompt * prompt / steps, prompt * elapsed_s / steps
             self._squared_tokens.add(squared_tokens)
             self._token_s.add(token_s)
             self._prefill_scatter.add((squared_tokens - self.prefill_tokens_per_s * token_s) ** 2)
-            kept = math.exp(-prompt / _CAPACITY_TOKENS)
-            self._prompt_tokens = self._prompt_tokens * kept + prompt
-            self._prompt_s = self._prompt_s * kept + prompt_s
+            self._prompt_steps.add(prompt / steps, elapsed_s / steps, drawn / steps)
         elif drawn and stats.num_running == last.num_running and prompt <= 0:
             self._observe_decode(drawn / steps, elapsed_s / steps)
 
@@ -84,13 +83,15 @@ class RateMeter:
         return math.sqrt(self._prefill_scatter.mean / (samples - 1)) / self._token_s.mean
 
     def prompt_capacity(self, step_tokens: int) -> float:
-        """Prompt tokens a second of steps that are full of them, decoding beside them; 0 until known.
+        """Prompt tokens a second of steps of `step_tokens` that are full of them, beside decodes as they were; 0 until
+        known.
 
         Unlike `prefill_tokens_per_s`, which is of steps as they were, however full.
         """
-        if not self._prompt_tokens:
+        num_prompt = step_tokens - self._prompt_steps.num_decodes
+        if not self._prompt_steps or num_prompt < 1.0:
             return 0.0
-        return step_tokens / (self._step_s.mean + step_tokens * self._prompt_s / self._prompt_tokens)
+        return num_prompt / self._prompt_steps.seconds(num_prompt, self._step_s.mean)
 
     @property
     def decode_step_s(self) -> float:
@@ -124,6 +125,44 @@ class RateMeter:
         self._batch_squared.add(batch * batch)
         self._batch_step_s.add(batch * step_s)
         self._step_s_squared.add(step_s * step_s)
+
+
+class _PromptSteps:
+    """How long steps last by the prompt tokens in them: averages in which a step counts by those.
+
+    Whether what decodes and what prompts take add up, as on a CPU, or the longer of the two is how long a step lasts,
+    as where decodes only wait for memory, shows in steps of different sizes alone: so it is a line through those, and
+    through steps that only decode, that tells how long a fuller one lasts.
+    """
+
+    def __init__(self) -> None:
+        # Sums, of weight and of its products with tokens, seconds, both squared or multiplied, and decodes.
+        self._sums = [0.0] * 6
+
+    def __bool__(self) -> bool:
+        return self._sums[0] > 0.0
+
+    def add(self, num_prompt: float, seconds: float, num_decodes: float) -> None:
+        """A step of so many prompt tokens, and decodes beside them."""
+        kept = math.exp(-num_prompt / _CAPACITY_TOKENS)
+        values = (1.0, num_prompt, seconds, num_prompt * num_prompt, num_prompt * seconds, num_decodes)
+        self._sums = [total * kept + num_prompt * value for total, value in zip(self._sums, values, strict=True)]
+
+    @property
+    def num_decodes(self) -> float:
+        """Sequences that drew a token in them; 0 while there were none."""
+        return self._sums[5] / self._sums[0] if self else 0.0
+
+    def seconds(self, num_prompt: float, decode_step_s: float) -> float:
+        """Of a step of so many prompt tokens, where one without any takes `decode_step_s`, 0 if that is not known."""
+        tokens, mean_s, squares, products = (total / self._sums[0] for total in self._sums[1:5])
+        variance, covariance = squares - tokens * tokens, products - tokens * mean_s
+        if decode_step_s:
+            variance += _EMPTY_STEPS * tokens * tokens
+            covariance += _EMPTY_STEPS * tokens * (mean_s - decode_step_s)
+        most = mean_s / tokens
+        slope = covariance / variance if variance > 1e-6 * tokens * tokens else most
+        return mean_s + (num_prompt - tokens) * min(max(slope, _LEAST_SLOPE * most), most)
 
 
 class _Moment:

@@ -14,17 +14,20 @@ IDLE = EngineStats(100, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class Run:
-    """A simulated engine whose step lasts `base + sequence_s * batch + prompt / rate` seconds."""
+    """A simulated engine whose step lasts `base + sequence_s * batch + prompt / rate` seconds, or if it `overlaps` as
+    long as the longer of its prompt and the rest."""
 
-    def __init__(self, base_s: float, sequence_s: float, rate: float) -> None:
+    def __init__(self, base_s: float, sequence_s: float, rate: float, *, overlaps: bool = False) -> None:
         self.meter = RateMeter()
+        self.overlaps = overlaps
         self.cost = (base_s, sequence_s, rate)
         self.now_s = 10.0
         self.steps = self.running = self.held = self.drawn = 0
 
     def step(self, batch: int, prompt: int = 0) -> None:
         base_s, sequence_s, rate = self.cost
-        self.now_s += base_s + sequence_s * batch + prompt / rate
+        decode_s, prompt_s = base_s + sequence_s * batch, prompt / rate
+        self.now_s += max(decode_s, prompt_s) if self.overlaps else decode_s + prompt_s
         self.steps += 1
         self.running = batch
         self.held += batch + prompt
@@ -89,6 +92,52 @@ def test_capacity_is_that_of_steps_full_of_prompts_and_counts_tokens_not_steps()
         run.step(4, prompt=16)
     # 0.024 s of decoding and 0.5 s of prompt.
     assert run.meter.prompt_capacity(500) == pytest.approx(500 / 0.524, rel=0.05)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_capacity_of_steps_that_last_the_same_with_and_without_prompt_is_their_token_budget(batch: int) -> None:
+    # Each step lasts 40 ms and has 24 tokens, whatever they are of.
+    run = Run(base_s=0.04, sequence_s=0.0, rate=math.inf)
+    for _ in range(10):
+        run.step(batch)
+    for _ in range(30):
+        run.step(batch, prompt=24 - batch)
+        run.step(batch, prompt=17)
+    assert run.meter.prompt_capacity(24) == pytest.approx((24 - batch) / 0.04, rel=0.05)
+
+
+def test_capacity_where_a_step_is_as_long_as_its_decodes_or_its_prompts() -> None:
+    # None of these steps is full; on a CPU, where both add up, 293 ms would be the best guess for a full one.
+    run = Run(base_s=0.02, sequence_s=0.0, rate=6000.0, overlaps=True)
+    for prompt in (300, 900, 500, 1200, 60, 700) * 5:
+        run.step(8)
+        run.step(8, prompt=prompt)
+    assert run.meter.prompt_capacity(2048) == pytest.approx(6000.0, rel=0.1)
+
+
+@pytest.mark.parametrize("prompt", [40, 400, 2000])
+def test_capacity_where_all_prompts_are_of_one_length_is_that_of_their_steps_and_what_decodes_add(prompt: int) -> None:
+    run = Run(base_s=0.02, sequence_s=0.001, rate=1000.0)
+    for _ in range(10):
+        run.step(8)
+        run.step(8, prompt=prompt)
+    assert run.meter.prompt_capacity(2048) == pytest.approx(2040 / (0.028 + 2.04), rel=0.05)
+
+
+def test_what_small_steps_tell_of_large_ones_is_not_believed_without_bound() -> None:
+    run = Run(base_s=0.02, sequence_s=0.0, rate=6000.0, overlaps=True)
+    for prompt in (20, 60, 40) * 10:
+        run.step(8)
+        run.step(8, prompt=prompt)
+    # That prompts cost nothing is what was seen.
+    assert 6000.0 < run.meter.prompt_capacity(2048) < 12000.0
+
+
+def test_a_budget_that_decodes_fill_has_no_capacity() -> None:
+    run = Run(base_s=0.02, sequence_s=0.0, rate=1000.0)
+    for _ in range(10):
+        run.step(8, prompt=16)
+    assert run.meter.prompt_capacity(8) == 0.0
 
 
 def test_idle_time_is_not_measured() -> None:
