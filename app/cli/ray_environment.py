@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from app.cli.config_file import LoadedConfig
 from app.ingress.proxy_check import VARIABLE as HAPROXY_VARIABLE
 
-# Ray's own work beside the requests: as it comes, a tenth of a core on each node, which a machine of two cores misses.
+# Ray's own work beside the requests: as it comes, a seventh of a core on each node, of which there may be two.
 _ALWAYS: Mapping[str, str] = {
     # Nothing is reported to anyone.
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -35,14 +35,24 @@ _ALWAYS: Mapping[str, str] = {
     "RAY_event_stats": "0",
     "RAY_emit_main_service_metrics": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "30000",
+    # A node's agent reads the files of Ray's events, of which a dashboard shows few, every two seconds.
+    "SCAN_EVENT_DIR_INTERVAL_SECONDS": "10",
+    # A raylet looks four times a second whether memory is short, five times for idle workers to end, ten times what
+    # resources are free and whether rubbish is to be collected. Quire's memory is taken as a replica starts; its
+    # workers are actors, which stay.
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_kill_idle_workers_interval_ms": "1000",
+    "RAY_raylet_report_resources_period_milliseconds": "500",
+    "RAY_raylet_check_gc_period_milliseconds": "1000",
     # Ray runs workers, and so the engine, behind all else on a node (15), its own services among that.
     "RAY_worker_niceness": "0",
     # No record of each of Ray's own calls, which nobody looks at without the dashboard.
     "RAY_task_events_report_interval_ms": "0",
 }
-# A replica that starts goes through its states one loop at a time, and a request may be waiting for it.
+# Each control loop costs 6 ms of a core. A replica that starts goes through its states one loop at a time, which is
+# quick enough for a cluster; with autoscaling a request may be waiting for it.
+_HAPROXY: Mapping[str, str] = {HAPROXY_VARIABLE: "1", "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1"}
 _AUTOSCALING: Mapping[str, str] = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
-
 
 # Behind HAProxy an ingress replica that stops stays up for so long, for load balancers to hear of it: Serve's half a
 # minute is for those outside the cluster, and longer than a session's end waits. HAProxy reloads within a second.
@@ -51,8 +61,8 @@ _SESSION: Mapping[str, str] = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S":
 
 def environment(config: LoadedConfig) -> dict[str, str]:
     """Variables and values for a config."""
-    haproxy = {HAPROXY_VARIABLE: "1"} if config.haproxy else {}
-    return {**_ALWAYS, **(_AUTOSCALING if config.autoscales else {}), **haproxy}
+    haproxy = _HAPROXY if config.haproxy else {}
+    return {**_ALWAYS, **haproxy, **(_AUTOSCALING if config.autoscales else {})}
 
 
 def apply_environment(config: LoadedConfig) -> None:

@@ -66,6 +66,8 @@ def _start_ray(config: LoadedConfig, *, dashboard: bool, logs: bool) -> None:
     apply_environment(config)
     import ray
 
+    if not logs:
+        _spare_log_monitor()
     threading.Thread(target=_import_serve, name="import-serve", daemon=True).start()
     ray.init(
         # Our own Ray whatever RAY_ADDRESS says: a session takes down what it started, and only that.
@@ -77,6 +79,15 @@ def _start_ray(config: LoadedConfig, *, dashboard: bool, logs: bool) -> None:
         logging_level=logging.INFO if logs else logging.ERROR,
         namespace="serve",
     )
+
+
+def _spare_log_monitor() -> None:
+    """Ray's log monitor reads what workers print, for drivers that show it: here none does. `ray.init` always starts
+    it, where `ray start` has a switch."""
+    from ray._private.node import Node
+
+    # Private to Ray, whose version is pinned.
+    Node.start_log_monitor = lambda _: None  # type: ignore[method-assign]
 
 
 def _deploy(config: LoadedConfig) -> Any:

@@ -46,14 +46,16 @@ class Demand:
         self._uncached = 1.0
         self._come = DemandShare()
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def start(self) -> None:
-        """Tell from now on; on the running loop, once."""
-        self._tell()
-        self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self.start)
+        """Tell as long as there is anybody to tell; on the running loop, whenever a replica has come. Idempotent."""
+        if self._timer is None and not self._closed:
+            self._tell()
 
     def close(self) -> None:
         """Tell no more. Idempotent."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -81,10 +83,12 @@ class Demand:
         self._output_tokens_each += (output_tokens / num_sequences - self._output_tokens_each) * _WEIGHT
 
     def _tell(self) -> None:
+        self._timer = None
         takers = self._links.demand_takers
         if not takers:
-            # Kept for the first that comes up.
+            # Kept for the first that comes up. Most deployments do not autoscale, and their ingresses rest.
             return
+        self._timer = asyncio.get_running_loop().call_later(INTERVAL_S, self._tell)
         share, come = 1.0 / len(takers), self._come
         frame = encode_demand(
             DemandShare(

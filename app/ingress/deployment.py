@@ -25,6 +25,7 @@ from app.config import (
     RemoteModel,
     engine_deployment_name,
 )
+from app.ingress import server_tick
 from app.ingress.app import build_asgi_app
 from app.ingress.auth import ApiKeys
 from app.ingress.greeting import greeting
@@ -98,6 +99,7 @@ class Ingress:
             keep_alive_s=self._settings.keep_alive_s,
             access_log=self._settings.access_log,
         )
+        server_tick.slow_down()
         self._promises.start()
         if self._settings.agent_metrics_s is not None:
             self._agent_export = self._export_to_agent(self._settings.agent_metrics_s)

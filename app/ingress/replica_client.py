@@ -278,3 +278,4 @@ class ReplicaSetClient:
     def changed(self) -> None:
         """Replicas have come or gone."""
         self._changed.set()
+        self._demand.start()

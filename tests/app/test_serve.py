@@ -140,6 +140,17 @@ def test_the_console_says_what_to_try(server: Server) -> None:
     assert [(model["model_id"], model["ready"]) for model in state["models"]] == [(MODEL, True), (SINGLE, True)]
 
 
+def test_nothing_reads_what_workers_print(server: Server) -> None:
+    """Without `--logs` nobody is shown it, and Ray's log monitor would read it ten times a second."""
+    commands = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == server.process.pid:
+                commands.append((stat.parent / "cmdline").read_text())
+    assert any("gcs_server" in command for command in commands), commands
+    assert not any("log_monitor" in command for command in commands)
+
+
 def test_the_capital_of_france(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0)
     assert "Paris" in (whole.choices[0].message.content or "")

@@ -74,6 +74,9 @@ def test_what_ray_is_to_be_started_with(tmp_path: Path, monkeypatch: pytest.Monk
     assert environment(load_config(written(tmp_path, FLEET)))[variable] == "1"
     plain = load_config(written(tmp_path, GOOD))
     assert variable not in environment(plain)
+    control_loop = "RAY_SERVE_CONTROL_LOOP_INTERVAL_S"
+    assert float(environment(load_config(written(tmp_path, FLEET)))[control_loop]) == 1.0
+    assert float(environment(plain)[control_loop]) == 0.5
     for name in environment(plain):
         monkeypatch.setenv(name, "ours")
     # Set, so that it is taken away again after the test.

@@ -74,9 +74,40 @@ async def test_what_comes_while_nobody_runs_is_told_to_the_first_that_does() -> 
     await asyncio.sleep(0.03)
     assert not links.told
     links.demand_takers.append("first")
+    demand.start()
     await until(lambda: links.told)
-    demand.close()
     assert links.told["first"][0].prompt_tokens == 50.0
+    links.demand_takers.clear()
+    demand.arrived(request(20))
+    await asyncio.sleep(0.03)
+    links.demand_takers.append("second")
+    demand.start()
+    demand.start()
+    demand.close()
+    demand.start()
+    assert [share.prompt_tokens for share in links.told["second"]] == [20.0]
+
+
+async def test_no_timer_runs_while_nobody_wants_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[object] = []
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+
+    def counted(delay: float, callback: Callable[..., object], *args: object) -> asyncio.TimerHandle:
+        timers.append(callback)
+        return call_later(delay, callback, *args)
+
+    monkeypatch.setattr(loop, "call_later", counted)
+    links = Links()
+    demand = Demand(links, lambda: 0.0, 100)
+    demand.start()
+    demand.arrived(request(50))
+    assert not timers
+    links.demand_takers.append("x")
+    demand.start()
+    demand.start()
+    assert len(timers) == 1
+    demand.close()
 
 
 async def test_cached_prompts_and_short_answers_are_expected_again() -> None:

@@ -690,6 +690,7 @@ async def test_demand_is_told_to_replicas_that_want_it_whatever_becomes_of_the_r
     wants, other = world.fleet.replicas.values()
     metadata: Any = wants.info.metadata
     metadata["wants_demand"] = True
+    world.fleet.publish("wants", "other")
     reader = world.read(make_request())
     await world.fleet.first_call()
     reader.cancel()
