@@ -87,10 +87,12 @@ class Tokenizer:
         """Token ids; `add_special_tokens` puts what the model expects around a text, often a leading BOS.
 
         Special tokens that the text spells out become those tokens: chat templates rely on it, so leave
-        `add_special_tokens` off for a rendered template.
+        `add_special_tokens` off for a rendered template. Other threads run meanwhile.
         """
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            # The library's `encode` holds the GIL throughout, and works out offsets: of a batch it does neither.
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            ids: list[int] = encoding.ids
         except (TypeError, UnicodeEncodeError) as error:  # JSON can carry a lone surrogate; the library wants UTF-8
             raise RequestError("the text is not valid Unicode: it holds a lone surrogate", param="prompt") from error
         return ids

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -87,6 +89,20 @@ def test_token_bytes_and_text() -> None:
 def test_a_lone_surrogate_is_the_callers_fault() -> None:
     with pytest.raises(RequestError, match="not valid Unicode"):
         smollm2().encode(json.loads('"\\ud800"'))
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    tokenizer, text = smollm2(), "word " * 200_000
+    tokenizer.encode("what is made at the first call")
+    with ThreadPoolExecutor(1) as pool:
+        encoding = pool.submit(tokenizer.encode, text)
+        turns = 0
+        while not encoding.done():
+            turns += 1
+            time.sleep(0.001)
+    # One that holds the GIL throughout leaves a turn or two before it begins.
+    assert turns > 10
+    assert len(encoding.result()) == 200_001
 
 
 def test_saved_tokenizers_load_here_and_in_transformers(tmp_path: Path) -> None:
