@@ -20,7 +20,7 @@ from app.balancer.placer import Placer
 from app.balancer.placing import Placing
 from app.balancer.policy import CheapestPolicy, Policy
 from app.balancer.reservations import News
-from app.balancer.terms import Refusal, RequestTerms
+from app.balancer.terms import DEFAULT_TERMS, Refusal, RequestTerms
 from app.balancer.waiting import HoldingBack, Waiting
 from app.transport.messages import LoadReport
 
@@ -229,7 +229,7 @@ class Balancer:
         with self._lock:
             assert key not in self._bookings, f"attempt {key} is booked twice"
             now = self._clock()
-            booking = Booking(key, cost, frozenset(excluded), now, now, terms=terms or RequestTerms(), resumes=resumes)
+            booking = Booking(key, cost, frozenset(excluded), now, now, terms=terms or DEFAULT_TERMS, resumes=resumes)
             placement = self._waiting.arrive(booking, now)
             if placement.refusal is None:
                 self._bookings[key] = booking

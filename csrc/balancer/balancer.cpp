@@ -40,15 +40,11 @@ void quire_balancer_destroy(QuireBalancer* balancer) { delete balancer; }
 void quire_balancer_attach(QuireBalancer* balancer, const QuireFleetView* view) { balancer->view = *view; }
 
 int quire_balancer_store(QuireBalancer* balancer, int index, int64_t slot, const int64_t* hashes, int64_t count) {
-    return guarded([&] {
-        for (int64_t at = 0; at < count; ++at) balancer->indexes[index].store(static_cast<uint32_t>(slot), hashes[at]);
-    });
+    return guarded([&] { balancer->indexes[index].store(static_cast<uint32_t>(slot), hashes, count); });
 }
 
 int quire_balancer_remove(QuireBalancer* balancer, int index, int64_t slot, const int64_t* hashes, int64_t count) {
-    return guarded([&] {
-        for (int64_t at = 0; at < count; ++at) balancer->indexes[index].remove(static_cast<uint32_t>(slot), hashes[at]);
-    });
+    return guarded([&] { balancer->indexes[index].remove(static_cast<uint32_t>(slot), hashes, count); });
 }
 
 int quire_balancer_drop(QuireBalancer* balancer, int index, int64_t slot) {

@@ -23,21 +23,29 @@ public:
     const uint32_t* find(int64_t hash) const {
         const uint64_t mixed = mix(hash);
         const Shard& shard = shards_[mixed >> 56];
-        if (shard.values.empty()) return nullptr;
-        const size_t mask = shard.values.size() - 1;
+        if (shard.entries.empty()) return nullptr;
+        const size_t mask = shard.entries.size() - 1;
         for (size_t at = mixed & mask;; at = (at + 1) & mask) {
-            if (shard.values[at] == kNone) return nullptr;
-            if (shard.hashes[at] == hash) return &shard.values[at];
+            const Entry& entry = shard.entries[at];
+            if (entry.value == kNone) return nullptr;
+            if (entry.hash == hash) return &entry.value;
         }
     }
 
     uint32_t* find(int64_t hash) { return const_cast<uint32_t*>(static_cast<const BlockTable*>(this)->find(hash)); }
 
+    // A hash will soon be looked for, put or erased: in a large table that is a miss of all caches.
+    void prefetch(int64_t hash) const {
+        const uint64_t mixed = mix(hash);
+        const Shard& shard = shards_[mixed >> 56];
+        if (!shard.entries.empty()) __builtin_prefetch(&shard.entries[mixed & (shard.entries.size() - 1)]);
+    }
+
     // Add a hash that is not there.
     void put(int64_t hash, uint32_t value) {
         const uint64_t mixed = mix(hash);
         Shard& shard = shards_[mixed >> 56];
-        if (4 * (shard.used + 1) > 3 * shard.values.size()) shard.grow();
+        if (4 * (shard.used + 1) > 3 * shard.entries.size()) shard.grow();
         shard.put(hash, mixed, value);
         ++shard.used;
     }
@@ -46,17 +54,17 @@ public:
     void erase(int64_t hash) {
         const uint64_t mixed = mix(hash);
         Shard& shard = shards_[mixed >> 56];
-        const size_t mask = shard.values.size() - 1;
+        std::vector<Entry>& entries = shard.entries;
+        const size_t mask = entries.size() - 1;
         size_t hole = mixed & mask;
-        while (shard.hashes[hole] != hash || shard.values[hole] == kNone) hole = (hole + 1) & mask;
-        for (size_t at = (hole + 1) & mask; shard.values[at] != kNone; at = (at + 1) & mask) {
-            const size_t home = mix(shard.hashes[at]) & mask;
+        while (entries[hole].hash != hash || entries[hole].value == kNone) hole = (hole + 1) & mask;
+        for (size_t at = (hole + 1) & mask; entries[at].value != kNone; at = (at + 1) & mask) {
+            const size_t home = mix(entries[at].hash) & mask;
             if (((at - home) & mask) < ((at - hole) & mask)) continue;
-            shard.hashes[hole] = shard.hashes[at];
-            shard.values[hole] = shard.values[at];
+            entries[hole] = entries[at];
             hole = at;
         }
-        shard.values[hole] = kNone;
+        entries[hole].value = kNone;
         --shard.used;
     }
 
@@ -64,36 +72,36 @@ public:
     template <typename Visit>
     void each(Visit visit) const {
         for (const Shard& shard : shards_) {
-            for (size_t at = 0; at < shard.values.size(); ++at) {
-                if (shard.values[at] != kNone) visit(shard.hashes[at], shard.values[at]);
+            for (const Entry& entry : shard.entries) {
+                if (entry.value != kNone) visit(entry.hash, entry.value);
             }
         }
     }
 
 private:
+    struct Entry {
+        int64_t hash = 0;
+        uint32_t value = kNone;
+    };
+
     struct Shard {
-        std::vector<int64_t> hashes;
-        std::vector<uint32_t> values;
+        std::vector<Entry> entries;
         size_t used = 0;
 
         void put(int64_t hash, uint64_t mixed, uint32_t value) {
-            const size_t mask = values.size() - 1;
+            const size_t mask = entries.size() - 1;
             size_t at = mixed & mask;
-            while (values[at] != kNone) at = (at + 1) & mask;
-            hashes[at] = hash;
-            values[at] = value;
+            while (entries[at].value != kNone) at = (at + 1) & mask;
+            entries[at] = {hash, value};
         }
 
         void grow() {
             Shard larger;
-            const size_t capacity = values.empty() ? 16 : 2 * values.size();
-            larger.hashes.resize(capacity);
-            larger.values.resize(capacity, kNone);
-            for (size_t at = 0; at < values.size(); ++at) {
-                if (values[at] != kNone) larger.put(hashes[at], mix(hashes[at]), values[at]);
+            larger.entries.resize(entries.empty() ? 16 : 2 * entries.size());
+            for (const Entry& entry : entries) {
+                if (entry.value != kNone) larger.put(entry.hash, mix(entry.hash), entry.value);
             }
-            hashes.swap(larger.hashes);
-            values.swap(larger.values);
+            entries.swap(larger.entries);
         }
     };
 

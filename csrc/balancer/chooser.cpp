@@ -19,45 +19,50 @@ constexpr double kShortOutOfLane = 0.07;
 
 class Bitmap {
 public:
-    Bitmap(const uint8_t* bytes, int64_t num_bytes) : bytes_(bytes, bytes + num_bytes) {}
+    Bitmap(const uint8_t* bytes, int64_t num_bytes) : words_(static_cast<size_t>(num_bytes + 7) / 8) {
+        std::copy(bytes, bytes + num_bytes, reinterpret_cast<uint8_t*>(words_.data()));
+    }
 
-    bool has(uint32_t slot) const { return (slot >> 3) < bytes_.size() && (bytes_[slot >> 3] >> (slot & 7) & 1); }
-    void clear(uint32_t slot) { bytes_[slot >> 3] &= static_cast<uint8_t>(~(1u << (slot & 7))); }
+    bool has(uint32_t slot) const { return (slot >> 6) < words_.size() && (words_[slot >> 6] >> (slot & 63) & 1); }
+    void clear(uint32_t slot) { words_[slot >> 6] &= ~(uint64_t{1} << (slot & 63)); }
 
     // Those of these that `other` has too.
     Bitmap within(const uint8_t* other, int64_t num_bytes) const {
-        Bitmap found = *this;
-        for (size_t at = 0; at < bytes_.size(); ++at) {
-            found.bytes_[at] &= static_cast<int64_t>(at) < num_bytes ? other[at] : 0;
-        }
+        Bitmap found(other, num_bytes);
+        found.words_.resize(words_.size());
+        for (size_t at = 0; at < words_.size(); ++at) found.words_[at] &= words_[at];
         return found;
     }
 
     // The others than `part`, which is of these.
     Bitmap without(const Bitmap& part) const {
         Bitmap found = *this;
-        for (size_t at = 0; at < bytes_.size(); ++at) found.bytes_[at] ^= part.bytes_[at];
+        for (size_t at = 0; at < words_.size(); ++at) found.words_[at] ^= part.words_[at];
         return found;
     }
 
-    size_t count() const {
+    // Whether there are at most `limit`.
+    bool has_at_most(size_t limit) const {
         size_t total = 0;
-        for (uint8_t byte : bytes_) total += static_cast<size_t>(__builtin_popcount(byte));
-        return total;
+        for (size_t at = 0; at < words_.size() && total <= limit; ++at) {
+            total += static_cast<size_t>(__builtin_popcountll(words_[at]));
+        }
+        return total <= limit;
     }
 
     Slots slots() const {
         Slots found;
-        for (size_t at = 0; at < bytes_.size(); ++at) {
-            for (unsigned byte = bytes_[at]; byte != 0; byte &= byte - 1) {
-                found.push_back(static_cast<uint32_t>(8 * at) + static_cast<uint32_t>(__builtin_ctz(byte)));
+        for (size_t at = 0; at < words_.size(); ++at) {
+            for (uint64_t word = words_[at]; word != 0; word &= word - 1) {
+                found.push_back(static_cast<uint32_t>(64 * at) + static_cast<uint32_t>(__builtin_ctzll(word)));
             }
         }
         return found;
     }
 
 private:
-    std::vector<uint8_t> bytes_;
+    // The bytes as they come, lowest first, as on every machine that this runs on.
+    std::vector<uint64_t> words_;
 };
 
 // Who holds how much of a chain. Holders only dwindle along it, so it is searched by halves.
@@ -114,10 +119,9 @@ public:
     // Price the emptiest of `holders`: those that have the request's adapter, and those that have not.
     void consider(Slots holders, int64_t num_blocks) {
         if (params_.adapter_holders != nullptr) {
-            Slots lacking;
             const auto has_it = [&](uint32_t slot) { return !lacks_adapter(params_, slot); };
             const auto middle = std::stable_partition(holders.begin(), holders.end(), has_it);
-            lacking.assign(middle, holders.end());
+            Slots lacking(middle, holders.end());
             holders.erase(middle, holders.end());
             if (!holders.empty()) consider_alike(std::move(holders), num_blocks);
             if (!lacking.empty()) consider_alike(std::move(lacking), num_blocks);
@@ -153,9 +157,7 @@ private:
     }
 
     void consider_rest_alike(const Bitmap& rest, const LoadOrder& order) {
-        const size_t count = rest.count();
-        if (count == 0) return;
-        if (count <= kMaxSorted) {
+        if (rest.has_at_most(kMaxSorted)) {
             price(rest.slots(), 0);
             return;
         }
@@ -211,9 +213,13 @@ private:
 
 void choose(const QuireFleetView& view, const LoadOrder& order, const PrefixIndex& index, const PrefixIndex& expected,
             QuirePlaceParams& params) {
+    const int64_t length = params.chain_length;
+    if (length > 0) {
+        index.prefetch(params.chain[0]);
+        expected.prefetch(params.chain[0]);
+    }
     Bitmap rest(params.among, params.among_bytes);
     Cheapest cheapest(view, params);
-    const int64_t length = params.chain_length;
     if (length > 0) {
         const Slots first = holders_among(index, expected, params.chain[0], rest);
         if (!first.empty()) {
@@ -244,7 +250,7 @@ void place(const QuireFleetView& view, LoadOrder& order, const PrefixIndex& inde
     if (!books && params.reserves == 0) return;
     const double free_at = std::max(params.free_at, params.now) + params.prefill_s;
     if (books) {
-        for (int64_t at = cached; at < params.chain_length; ++at) expected.store(slot, params.chain[at]);
+        expected.store(slot, params.chain + cached, params.chain_length - cached);
     }
     order.put(slot, free_at);
     view.free_at[slot] = free_at;

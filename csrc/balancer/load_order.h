@@ -3,7 +3,6 @@
 
 #include <stdint.h>
 
-#include <cmath>
 #include <limits>
 #include <set>
 #include <utility>
@@ -18,16 +17,23 @@ public:
     const Lane& lane(int parity) const { return lanes_[parity]; }
 
     void put(uint32_t slot, double free_at) {
-        remove(slot);
-        if (slot >= times_.size()) times_.resize(slot + 1, std::nan(""));
-        times_[slot] = free_at;
-        lanes_[slot & 1].insert({free_at, slot});
+        if (slot >= places_.size()) places_.resize(slot + 1);
+        Place& place = places_[slot];
+        Lane& lane = lanes_[slot & 1];
+        if (!place.is_in) {
+            place = {lane.insert({free_at, slot}).first, true};
+            return;
+        }
+        // The node moves as it is: nothing is searched for twice, and no memory is asked for.
+        Lane::node_type node = lane.extract(place.at);
+        node.value().first = free_at;
+        place.at = lane.insert(std::move(node)).position;
     }
 
     void remove(uint32_t slot) {
-        if (slot >= times_.size() || std::isnan(times_[slot])) return;
-        lanes_[slot & 1].erase({times_[slot], slot});
-        times_[slot] = std::nan("");
+        if (slot >= places_.size() || !places_[slot].is_in) return;
+        lanes_[slot & 1].erase(places_[slot].at);
+        places_[slot].is_in = false;
     }
 
     double first_after(double time) const {
@@ -40,8 +46,13 @@ public:
     }
 
 private:
+    struct Place {
+        Lane::iterator at;
+        bool is_in = false;
+    };
+
     Lane lanes_[2];
-    std::vector<double> times_;
+    std::vector<Place> places_;
 };
 
 }  // namespace quire

@@ -5,6 +5,29 @@
 
 namespace quire {
 
+namespace {
+
+// Do something with each hash of many; those further on are on their way from memory meanwhile.
+template <typename Action>
+void each_ahead(const BlockTable& table, const int64_t* hashes, int64_t count, Action action) {
+    constexpr int64_t kAhead = 12;
+    for (int64_t at = 0; at < std::min(count, kAhead); ++at) table.prefetch(hashes[at]);
+    for (int64_t at = 0; at < count; ++at) {
+        if (at + kAhead < count) table.prefetch(hashes[at + kAhead]);
+        action(hashes[at]);
+    }
+}
+
+}  // namespace
+
+void PrefixIndex::store(uint32_t slot, const int64_t* hashes, int64_t count) {
+    each_ahead(table_, hashes, count, [&](int64_t hash) { store(slot, hash); });
+}
+
+void PrefixIndex::remove(uint32_t slot, const int64_t* hashes, int64_t count) {
+    each_ahead(table_, hashes, count, [&](int64_t hash) { remove(slot, hash); });
+}
+
 PrefixIndex::Holders PrefixIndex::holders(int64_t hash) const {
     const uint32_t* found = table_.find(hash);
     if (found == nullptr) return {nullptr, 0};

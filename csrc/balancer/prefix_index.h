@@ -21,13 +21,17 @@ public:
 
     size_t num_blocks() const { return table_.size(); }
     Holders holders(int64_t hash) const;
-    void store(uint32_t slot, int64_t hash);
-    void remove(uint32_t slot, int64_t hash);
+    void store(uint32_t slot, const int64_t* hashes, int64_t count);
+    void remove(uint32_t slot, const int64_t* hashes, int64_t count);
+    void prefetch(int64_t hash) const { table_.prefetch(hash); }
     void drop(uint32_t slot);
 
 private:
     // A number in the table with this bit is that of a list, any other is the one slot.
     static constexpr uint32_t kList = 1u << 31;
+
+    void store(uint32_t slot, int64_t hash);
+    void remove(uint32_t slot, int64_t hash);
 
     BlockTable table_;
     std::vector<Slots> lists_;
