@@ -69,7 +69,8 @@ class StartupView:
 
 
 def follow_startup(client: Any, config: LoadedConfig, view: StartupView, stop: threading.Event) -> None:
-    """Show each model's progress until the ingress says that all are ready, or `stop` is set.
+    """Show each model's progress until the ingress says that all are ready, or `stop` is set. A model that begins
+    without a replica is ready as it is: its first request starts one.
 
     Args:
         client: Serve's client.
@@ -79,7 +80,7 @@ def follow_startup(client: Any, config: LoadedConfig, view: StartupView, stop: t
     """
     began = time.monotonic()
     logs = ReplicaLogs(_serve_log_folder())
-    waiting = set(config.model_ids)
+    waiting = {model.id for model in config.models if model.deployment.first_replicas}
     while not stop.wait(_POLL_S):
         for name in config.apps:
             _raise_if_failed(client.get_serve_status(name))

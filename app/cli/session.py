@@ -139,7 +139,8 @@ def _announce(console: Console, config: LoadedConfig, seconds: float, *, dashboa
     console.print(f"\n[bold green]Quire is ready[/bold green] at [bold]{url}/v1[/bold] after {seconds:.1f} s")
     for model in config.models:
         names = ", ".join([model.id, *model.aliases])
-        console.print(f"  {escape(names)}  [dim]{escape(model.source)}[/dim]")
+        asleep = "" if model.deployment.first_replicas else ", no replica runs: the first request starts one"
+        console.print(f"  {escape(names)}  [dim]{escape(model.source)}{asleep}[/dim]")
     console.print("\nTry:")
     console.print(f"  {curl_line(url, config.model_ids[0])}", markup=False, soft_wrap=True)
     if dashboard:

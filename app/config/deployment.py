@@ -42,13 +42,13 @@ class ScalingArgs(Args):
     min_replicas: int = Field(default=1, ge=0)
     max_replicas: int = Field(ge=1)
     initial_replicas: int | None = Field(default=None, ge=0)
-    upscale_delay_s: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    downscale_delay_s: float = Field(default=60.0, ge=0, allow_inf_nan=False)
-    idle_to_zero_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    ttft_target_s: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    upscale_delay_s: float = Field(default=1.0, ge=0)
+    downscale_delay_s: float = Field(default=60.0, ge=0)
+    idle_to_zero_s: float | None = Field(default=None, gt=0)
+    ttft_target_s: float = Field(default=1.0, gt=0)
     target_utilization: float = Field(default=0.8, gt=0, lt=1)
     max_kv_use: float = Field(default=0.85, gt=0, le=1)
-    downscale_margin: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    downscale_margin: float = Field(default=0.1, ge=0)
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -109,6 +109,14 @@ class DeploymentArgs(Args):
     def scales_to_zero(self) -> bool:
         """Whether a model without replicas is as it should be."""
         return self.autoscaling is not None and self.autoscaling.scales_to_zero
+
+    @property
+    def first_replicas(self) -> int:
+        """With as many it starts."""
+        if self.autoscaling is None:
+            return self.num_replicas
+        initial = self.autoscaling.initial_replicas
+        return self.autoscaling.min_replicas if initial is None else initial
 
     @property
     def most_replicas(self) -> int:

