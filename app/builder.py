@@ -12,6 +12,7 @@ from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 
 from app.autoscaling.serve_options import autoscaling_config
 from app.config import (
+    ANCHOR,
     INGRESS,
     REQUEST_ROUTER,
     AppArgs,
@@ -22,6 +23,7 @@ from app.config import (
     ModelAppArgs,
     ModelArgs,
     RayActorOptions,
+    deployment_names,
     engine_deployment_name,
 )
 from app.ingress.deployment import Ingress
@@ -29,9 +31,6 @@ from app.replica.anchor import ModelAnchor
 from app.replica.deployment import EngineReplica
 from app.replica.placement import placement_options, rank_bundles
 from app.replica.supply import check_supply, cluster_supply
-
-# The root of a model's own application.
-ANCHOR = "Model"
 
 # Requests beyond what an engine runs at once wait in its own queue, which knows their cost; Serve's knows nothing.
 _ONGOING_PER_SEQUENCE = 8
@@ -43,7 +42,7 @@ def build(args: AppArgs | dict[str, Any]) -> Application:
     Serve hands over the YAML's mapping as it stands. Raises ConfigError, which names what is wrong in it.
     """
     args = args if isinstance(args, AppArgs) else AppArgs.from_dict(args)
-    names = deployment_names(args.models)
+    names = deployment_names(model.id for model in args.models)
     engines = {model.id: _engine_deployment(model, names[model.id]) for model in args.models}
     user_config = IngressUserConfig(aliases=args.aliases, splits=args.splits, api_keys=args.ingress.api_keys)
     # Names go by user_config alone: what is in the arguments restarts every deployment when it changes.
@@ -82,18 +81,6 @@ def _ingress(args: IngressArgs, user_config: IngressUserConfig) -> Deployment:
 def _settings(args: IngressArgs) -> IngressArgs:
     """What an ingress replica is made with: keys reach it by user_config alone."""
     return args.model_copy(update={"api_keys": []})
-
-
-def deployment_names(models: list[ModelArgs]) -> dict[str, str]:
-    """Model id → deployment name: letters, digits, `.`, `_` and `-`; numbered where two ids come out alike."""
-    names: dict[str, str] = {}
-    for model in models:
-        base = engine_deployment_name(model.id)
-        name, number = base, 2
-        while name in names.values():
-            name, number = f"{base}-{number}", number + 1
-        names[model.id] = name
-    return names
 
 
 def engine_max_ongoing_requests(model: ModelArgs) -> int:

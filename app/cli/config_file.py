@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.config import (
+    ANCHOR,
     INGRESS,
     AppArgs,
     IngressAppArgs,
@@ -18,7 +19,9 @@ from app.config import (
     IngressUserConfig,
     ModelAppArgs,
     ModelArgs,
+    deployment_names,
     describe,
+    unknown_key,
 )
 from engine.errors import ConfigError, ModelLoadError
 from engine.loading import open_checkpoint
@@ -30,6 +33,22 @@ BUILDERS: dict[str, type[AppArgs] | type[ModelAppArgs] | type[IngressAppArgs]] =
     "app.builder:build": AppArgs,
     "app.builder:build_model": ModelAppArgs,
     "app.builder:build_ingress": IngressAppArgs,
+}
+
+# What Serve's own parts of the file may say; it passes over what it does not know.
+SERVE_KEYS = {
+    "config": {
+        *("proxy_location", "http_options", "grpc_options", "controller_options", "logging_config", "tracing_config"),
+        *("applications", "target_capacity"),
+    },
+    "http_options": {
+        *("host", "port", "root_path", "request_timeout_s", "keep_alive_timeout_s"),
+        *("ssl_keyfile", "ssl_certfile", "ssl_keyfile_password", "ssl_ca_certs"),
+    },
+    "applications": {
+        *("name", "route_prefix", "import_path", "runtime_env", "host", "port", "deployments", "autoscaling_policy"),
+        *("args", "logging_config", "external_scaler_enabled"),
+    },
 }
 
 
@@ -139,6 +158,7 @@ def load_config(path: Path) -> LoadedConfig:
         config = _ServeConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path}: {describe(error, 'config')}") from None
+    _check_serve_keys(path, config)
     apps: dict[str, AnyAppArgs] = {}
     user_configs = {}
     for application in config.applications:
@@ -156,11 +176,39 @@ def load_config(path: Path) -> LoadedConfig:
     loaded_models = [model for args in apps.values() for model in args.models]
     for model in loaded_models:
         _check_source(model)
+    _check_deployments(path, config, apps)
     _check_names(path, apps, user_configs)
     for name, user_config in user_configs.items():
         _check_nothing_dropped(path, name, apps[name], user_config)
     prefixes = [application.route_prefix for application in config.applications if application.route_prefix]
     return LoadedConfig(path, raw, apps, user_configs, prefixes, config.http_options.host, config.http_options.port)
+
+
+def _check_serve_keys(path: Path, config: _ServeConfig) -> None:
+    parts: list[tuple[str, str, BaseModel]] = [("config", "config", config)]
+    parts.append(("config.http_options", "http_options", config.http_options))
+    for index, application in enumerate(config.applications):
+        parts.append((f"config.applications[{index}]", "applications", application))
+    for where, part, given in parts:
+        for key in given.model_extra or {}:
+            if key not in SERVE_KEYS[part]:
+                raise ConfigError(f"{path}: {where}.{key}: {unknown_key(key, SERVE_KEYS[part])}")
+
+
+def _check_deployments(path: Path, config: _ServeConfig, apps: dict[str, AnyAppArgs]) -> None:
+    """Each application has a name and a prefix of its own, and what `deployments` overrides is there."""
+    for what in ("name", "route_prefix"):
+        given = [value for entry in config.applications if (value := getattr(entry, what)) is not None]
+        if twice := next((value for value in given if given.count(value) > 1), None):
+            raise ConfigError(f"{path}: two applications have the {what} {twice!r}")
+    for application in config.applications:
+        args = apps[application.name]
+        names = list(deployment_names(model.id for model in args.models).values())
+        names.append(ANCHOR if isinstance(args, ModelAppArgs) else INGRESS)
+        for entry in application.deployments:
+            if entry.name not in names:
+                where = f"deployments of application {application.name!r}"
+                raise ConfigError(f"{path}: {where}: there is no {entry.name!r}; known: {', '.join(sorted(names))}")
 
 
 def _user_config(application: _Application) -> IngressUserConfig | None:
@@ -186,10 +234,23 @@ def _check_names(path: Path, apps: dict[str, AnyAppArgs], user_configs: dict[str
                 raise ConfigError(
                     f"{path}: user_config.models: no application {entry.application!r} with a model {entry.id!r}"
                 )
-        served = {model.id for model in args.models} | {entry.id for entry in config.models}
+            (model,) = (model for model in other.models if model.id == entry.id)
+            if missing := set(entry.adapters) - set(model.engine_config.adapters):
+                raise ConfigError(
+                    f"{path}: user_config.models: {entry.id!r} has no adapter {min(missing)!r} in application "
+                    f"{entry.application!r}"
+                )
+        admitted = {model.id for model in args.models if model.admission is not None}
+        if unknown := config.admission.keys() - admitted:
+            raise ConfigError(
+                f"{path}: user_config.admission: {min(unknown)!r} is no model with admission of application {name!r}"
+            )
+        served = {served_id for model in args.models for served_id in model.served_ids}
+        served |= {entry.id for entry in config.models}
+        served |= {f"{entry.id}:{adapter}" for entry in config.models for adapter in entry.adapters}
         targets = [*config.aliases.values(), *(target for split in config.splits.values() for target in split)]
-        if missing := [target for target in targets if target not in served]:
-            raise ConfigError(f"{path}: user_config: {missing[0]!r} is not served by application {name!r}")
+        if absent := [target for target in targets if target not in served]:
+            raise ConfigError(f"{path}: user_config: {absent[0]!r} is not served by application {name!r}")
 
 
 def _check_nothing_dropped(path: Path, name: str, args: AnyAppArgs, config: IngressUserConfig) -> None:

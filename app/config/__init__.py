@@ -4,15 +4,16 @@ All are frozen and checked where they are made; unknown keys are errors that lis
 """
 
 from app.config.application import AppArgs, IngressAppArgs, ModelAppArgs
-from app.config.args import Args, describe
+from app.config.args import Args, describe, unknown_key
 from app.config.deployment import DeploymentArgs, RayActorOptions, ScalingArgs
 from app.config.ingress import IngressArgs, IngressUserConfig, Proxy
 from app.config.model import ModelArgs, RemoteModel
-from app.config.names import INGRESS, REQUEST_ROUTER, engine_deployment_name
+from app.config.names import ANCHOR, INGRESS, REQUEST_ROUTER, deployment_names, engine_deployment_name
 from app.config.routing import AdmissionArgs, BalancerArgs, ClassArgs
 from app.config.usage import UsageArgs
 
 __all__ = [
+    "ANCHOR",
     "INGRESS",
     "REQUEST_ROUTER",
     "AdmissionArgs",
@@ -31,6 +32,8 @@ __all__ = [
     "RemoteModel",
     "ScalingArgs",
     "UsageArgs",
+    "deployment_names",
     "describe",
     "engine_deployment_name",
+    "unknown_key",
 ]

@@ -88,6 +88,16 @@ class ModelArgs(Args):
             raise ValueError("deployment.ray_actor_options: a rank must take some resource, for its place in the group")
         return self
 
+    @model_validator(mode="after")
+    def _check_open_requests(self) -> Self:
+        given, at_once = self.deployment.max_ongoing_requests, self.engine_config.max_num_seqs
+        if given is not None and given < at_once:
+            raise ValueError(
+                f"deployment.max_ongoing_requests={given} is below engine.max_num_seqs={at_once}: Serve would keep "
+                "requests from an engine that has room for them"
+            )
+        return self
+
     @property
     def engine_options(self) -> dict[str, Any]:
         """`engine`, with the model's adapters."""

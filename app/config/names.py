@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 
 # The name of the HTTP deployment, by which a config's `deployments` overrides its user_config.
 INGRESS = "Ingress"
+# The root of a model's own application.
+ANCHOR = "Model"
 # By name: the router is then imported where it runs.
 REQUEST_ROUTER = "app.balancer.router:BookedRequestRouter"
 
@@ -24,6 +27,18 @@ def check_name(value: str) -> str:
 def engine_deployment_name(model_id: str) -> str:
     """What Serve calls a model's deployment: letters, digits, `.`, `_` and `-` are kept."""
     return "engine-" + re.sub(r"[^A-Za-z0-9._-]", "-", model_id)
+
+
+def deployment_names(model_ids: Iterable[str]) -> dict[str, str]:
+    """Model id → the name of its deployment, for one application: numbered where two come out alike."""
+    names: dict[str, str] = {}
+    for model_id in model_ids:
+        base = engine_deployment_name(model_id)
+        name, number = base, 2
+        while name in names.values():
+            name, number = f"{base}-{number}", number + 1
+        names[model_id] = name
+    return names
 
 
 def check_splits(value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:

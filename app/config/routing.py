@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,9 @@ from app.balancer.policies import DEFAULT_POLICY, make_policy
 from app.balancer.terms import DEFAULT_CLASS
 from app.config.args import Args
 from app.config.names import check_name
+
+# What a tenant is called that goes by its API key, or that brings none (app/ingress/auth.py).
+_TENANT_OF_KEY = re.compile(r"key-[0-9a-f]{12}|anonymous")
 
 
 class BalancerArgs(Args):
@@ -50,7 +54,8 @@ class AdmissionArgs(Args):
         default_class: of requests that give none; may be left out where there is one.
         max_queued_requests, max_queued_tokens: how much may wait in an ingress; tokens of prompts and expected output.
         tenants: shares of tenants that are to have more or less than others, whose is 1.
-        tenant_header: requests may name their tenant in `X-Quire-Tenant`; otherwise it goes by their API key.
+        tenant_header: requests may name their tenant in `X-Quire-Tenant`; otherwise it goes by their API key, and
+            `tenants` can name none but `key-` and the first 12 hexadecimal digits of a key's SHA-256.
         replica_queue_ms: a request waits in the ingress rather than on a replica that has prompts of more than this to
             compute; a twentieth of the shortest deadline if that is less. `balancer.hold_ms` takes its place.
     """
@@ -85,6 +90,16 @@ class AdmissionArgs(Args):
             raise ValueError(f"default_class={self.default_class!r} is none of classes: {', '.join(self.classes)}")
         return self
 
+    @model_validator(mode="after")
+    def _check_tenant_names(self) -> Self:
+        for name in self.tenants:
+            if not (self.tenant_header or _TENANT_OF_KEY.fullmatch(name)):
+                raise ValueError(
+                    f"tenants.{name}: without tenant_header a tenant is called key- and the first 12 hexadecimal "
+                    "digits of its API key's SHA-256, in lower case"
+                )
+        return self
+
     @property
     def settings(self) -> AdmissionSettings:
         """As the balancer takes them."""
@@ -102,6 +117,8 @@ class AdmissionArgs(Args):
 def check_hold(balancer: BalancerArgs, admission: AdmissionArgs | None) -> None:
     if balancer.hold_ms is None or admission is None:
         return
+    if "replica_queue_ms" in admission.model_fields_set:
+        raise ValueError("balancer.hold_ms takes the place of admission.replica_queue_ms: give one of them")
     for name, entry in admission.classes.items():
         if balancer.hold_ms >= 1000.0 * entry.ttft_deadline_s:
             raise ValueError(

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from ray.serve.schema import ServeDeploySchema
 
     from app import builder as app_builder
-    from app.builder import build, build_ingress, build_model, deployment_names, engine_max_ongoing_requests
+    from app.builder import build, build_ingress, build_model, engine_max_ongoing_requests
 
 CONFIGS = Path(__file__).parents[2] / "serve_configs"
 # Configs for clusters with GPUs, and their ranks.
@@ -58,16 +58,12 @@ def test_settings_can_be_given_as_objects() -> None:
     assert "engine-a" in deployments(app)
 
 
-def test_names_stay_apart_where_ids_look_alike() -> None:
-    models = [ModelArgs(id=identifier, source="x") for identifier in ("a/b", "a:b", "a-b")]
-    assert list(deployment_names(models).values()) == ["engine-a-b", "engine-a-b-2", "engine-a-b-3"]
-
-
 def test_serve_never_queues_before_the_engine_does() -> None:
     app = deployments(built({"models": [model("a", engine={"max_num_seqs": 40})]}))
     assert app["engine-a"].max_ongoing_requests > 40
     assert app["Ingress"].max_ongoing_requests > 100
-    given = ModelArgs(id="a", source="x", deployment={"max_ongoing_requests": 7})  # type: ignore[arg-type]
+    options = {"engine": {"max_num_seqs": 4}, "deployment": {"max_ongoing_requests": 7}}
+    given = ModelArgs.from_dict({"id": "a", "source": "x", **options})
     assert engine_max_ongoing_requests(given) == 7
 
 

