@@ -16,6 +16,7 @@ from app.ingress.errors import UnforeseenErrors, handle_error
 from app.ingress.models import ModelRegistry
 from app.ingress.routes import Routes
 from app.ingress.settings import HttpSettings
+from app.ingress.sse import SERVER_SEND
 from app.ingress.trace_middleware import TraceMiddleware
 from app.telemetry.application import ApplicationMetrics
 from app.telemetry.tracing import Tracing
@@ -45,7 +46,7 @@ def build_asgi_app(
         middleware.insert(0, Middleware(TraceMiddleware, tracing))
     # Starlette types handlers by the widest exception.
     handlers = {QuireError: handle_error, HTTPException: handle_error}
-    app = Starlette(
+    app = _Application(
         routes=Routes(registry, api_keys or ApiKeys(), settings, metrics, ledger).routes(),
         middleware=middleware,
         exception_handlers=handlers,
@@ -53,6 +54,15 @@ def build_asgi_app(
     # A wrong path is 404 at once, not a redirect to what it resembles.
     app.router.redirect_slashes = False
     return app
+
+
+class _Application(Starlette):
+    """Keeps at hand the `send` that it is called with, for a stream's events: all layers look at how an answer starts,
+    and at nothing that follows."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SERVER_SEND] = send
+        await super().__call__(scope, receive, send)
 
 
 class RequestIdMiddleware:

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 # Clients skip comments; what lies between sees that the stream lives.
 KEEP_ALIVE = b": keep-alive\n\n"
+# Where an application keeps, in a request's scope, the `send` of its server.
+SERVER_SEND = "quire.server_send"
 T = TypeVar("T")
 
 # One encoder for all: `json.dumps` with options builds a new one each call.
@@ -110,7 +112,9 @@ async def write_events(
 class EventStreamResponse(Response):
     """Streams events until they end or the client goes away; then the generator is closed at once.
 
-    Starlette's StreamingResponse relies on `send` failing for a client that has gone; behind Serve it never does.
+    Starlette's StreamingResponse relies on `send` failing for a client that has gone; behind Serve it never does. The
+    answer's start goes through all layers of the application, and what follows straight to the server, if the scope
+    tells its `send`.
 
     Args:
         keep_alive_s: a comment goes out whenever this long has passed without an event.
@@ -131,15 +135,15 @@ class EventStreamResponse(Response):
         self._record = record
         self._num_sent = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_disconnected(receive, self._stream(send))
+            await unless_disconnected(receive, self._stream(send, scope.get(SERVER_SEND, send)))
         finally:
             self._record.end()
 
-    async def _stream(self, send: Send) -> None:
+    async def _stream(self, start: Send, send: Send) -> None:
         async with aclosing(self._events) as events:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await start({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             comments = asyncio.create_task(self._keep_alive(send))
             try:
                 async for event in events:

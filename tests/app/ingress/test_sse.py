@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 from starlette.applications import Starlette
-from starlette.types import Message
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.balancer import RequestTerms
 from app.ingress.app import build_asgi_app
@@ -228,3 +228,29 @@ async def test_a_busy_ingress_sends_fewer_pieces_and_no_token_less(
     at_once, held = await pieces(0.0), await pieces(0.05)
     assert text_of(held) == text_of(at_once) != ""
     assert len(held) < len(at_once) / 2
+
+
+async def test_layers_see_how_a_stream_starts_and_none_of_its_events(tokenizer: Tokenizer) -> None:
+    """Each layer that an event went through would cost every token."""
+    model = ScriptedClient(tokenizer, "Paris.")
+    app = build_asgi_app(ModelRegistry([ServedModel("tiny", model, tokenizer, 2048)]))
+    seen: list[str] = []
+
+    class Layer:
+        def __init__(self, inner: ASGIApp) -> None:
+            self._inner = inner
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            async def watch(message: Message) -> None:
+                seen.append(message["type"])
+                await send(message)
+
+            await self._inner(scope, receive, watch)
+
+    app.add_middleware(Layer)
+    connection = Connection(app, chat(model="tiny", stream=True))
+    await connection.task
+    sent = [message["type"] for message in connection.sent]
+    assert sent == ["http.response.start", *["http.response.body"] * (len(sent) - 1)]
+    assert len(sent) > 3
+    assert seen == ["http.response.start"]
