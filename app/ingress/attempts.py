@@ -1,4 +1,4 @@
-"""Attempts: submissions of requests to replicas, each from its booking to its end.
+"""Attempts: submissions of requests to replicas, each to its end, and what comes after one that failed.
 
 The life of an attempt, which is one submission of a request to one replica:
 
@@ -16,30 +16,25 @@ call.
 from __future__ import annotations
 
 import contextvars
-import itertools
 import logging
-import time
 from collections.abc import Iterable
 from typing import Any
 
-from app.balancer import Balancer, Placement, RequestCost
+from app.balancer import Balancer
 from app.balancer.booking import BookingGoneError
 from app.balancer.terms import Refusal
 from app.ingress.attempt import Attempt, ClientOptions
 from app.ingress.call_errors import classify
 from app.ingress.calls import Calls
 from app.ingress.demand import Demand
-from app.ingress.held_requests import HeldRequests
-from app.ingress.prompt_chain import prompt_chain
 from app.ingress.replica_links import ReplicaLinks
 from app.ingress.request_journal import RequestJournal
+from app.ingress.route_accounts import RouteAccounts
+from app.ingress.submitting import Submitting
 from app.telemetry.model_samples import RouteCounts
-from app.telemetry.request_trace import AttemptTrace
 from app.transport.errors import FrameError
 from app.transport.messages import StepRow, encode_abort, encode_stop
-from app.transport.submit_messages import Submission
 from engine.errors import EngineDeadError, OverloadedError, QuireError
-from engine.request import EngineRequest
 
 logger = logging.getLogger("ray.serve")
 
@@ -65,12 +60,17 @@ class Attempts:
         self._balancer = balancer
         self._links = links
         self._options = options
-        self._demand = demand
-        self._held = HeldRequests(balancer, self._send_on, self._refuse)
         self._attempts: dict[int, Attempt] = {}
-        self._numbers = itertools.count(1)
         self._calls = Calls(client_id, options, self)
-        self.counts = RouteCounts()
+        self._routes = RouteAccounts(demand)
+        self._submitting = Submitting(
+            self._attempts, balancer, links, self._calls, self._routes, options.expected_output_tokens, self._refuse
+        )
+
+    @property
+    def counts(self) -> RouteCounts:
+        """What has become of its routes."""
+        return self._routes.counts
 
     def __len__(self) -> int:
         return len(self._attempts)
@@ -82,7 +82,7 @@ class Attempts:
     def submit(self, journal: RequestJournal) -> None:
         """Begin a request, in the context of the HTTP request that runs now."""
         # Later attempts begin in callbacks of sockets; Serve must still see this request's context in their calls.
-        self._submit(journal, contextvars.copy_context())
+        self._submitting.submit(journal, contextvars.copy_context())
 
     def leave(self, journal: RequestJournal) -> None:
         """The request's reader has gone."""
@@ -123,7 +123,7 @@ class Attempts:
 
     def close(self) -> None:
         """End all of them with an error."""
-        self._held.close()
+        self._submitting.close()
         for attempt in list(self._attempts.values()):
             self._end_with(attempt, EngineDeadError("the ingress is shutting down"))
 
@@ -155,92 +155,6 @@ class Attempts:
 
     def _found(self, numbers: Iterable[int]) -> list[Attempt]:
         return [self._attempts[number] for number in numbers if number in self._attempts]
-
-    # Booking
-
-    def _submit(
-        self,
-        journal: RequestJournal,
-        context: contextvars.Context,
-        num_failures: int = 0,
-        excluded: frozenset[str] = frozenset(),
-        *,
-        ahead: bool = True,
-    ) -> None:
-        request = journal.resumed_request()
-        attempt = Attempt(next(self._numbers), journal, request, context, num_failures, excluded)
-        # Registered before the call: its first token may be here before the call knows that it was accepted.
-        journal.attempt = attempt.number
-        journal.num_attempts += 1
-        if journal.trace is not None:
-            attempt.trace = journal.trace.attempt(request.request_id, journal.num_attempts)
-        self._attempts[attempt.number] = attempt
-        placement = self._balancer.book(
-            attempt.number, self._cost(request), excluded, journal.terms, resumes=journal.num_attempts > 1
-        )
-        outcome = _outcome(placement)
-        if attempt.trace is not None:
-            self._trace_decision(attempt, attempt.trace, outcome)
-        if placement.refusal is not None:
-            self._refuse(attempt.number, placement.refusal)
-        elif placement.held:
-            self.counts.held += 1
-            self._held.watch()
-        else:
-            if placement.replica_id is None:
-                self.counts.unplaced += 1
-            else:
-                self.counts.placed += 1
-            self._start(attempt, ahead=ahead)
-
-    def _cost(self, request: EngineRequest) -> RequestCost:
-        params = request.sampling_params
-        produced = sum(len(sequence.token_ids) for sequence in request.resumed)
-        expected = self._options.expected_output_tokens
-        if params.max_tokens is not None:
-            expected = min(expected, params.max_tokens)
-        num_tokens = len(request.prompt_token_ids) + produced
-        hashing = self._links.hashing
-        if hashing is None:
-            return RequestCost(num_tokens, expected, params.n, adapter=request.adapter)
-        fingerprint, block_size = hashing
-        chain = prompt_chain(request, fingerprint, block_size)
-        return RequestCost(num_tokens, expected, params.n, chain, block_size, request.adapter)
-
-    def _trace_decision(self, attempt: Attempt, trace: AttemptTrace, outcome: str) -> None:
-        trace.decided(outcome, self._balancer.receipt(attempt.number), self._balancer.num_available)
-
-    # Calling
-
-    def _send_on(self, number: int) -> None:
-        """What was held back has a replica now."""
-        attempt = self._attempts.get(number)
-        if attempt is not None:
-            if attempt.trace is not None:
-                self._trace_decision(attempt, attempt.trace, "placed")
-            self._start(attempt)
-
-    def _refuse(self, number: int, refusal: Refusal) -> None:
-        """Admission has turned it away, at its arrival or later."""
-        attempt = self._attempts.get(number)
-        if attempt is not None:
-            self._end_with(attempt, OverloadedError(refusal.message, refusal.retry_after_s))
-
-    def _start(self, attempt: Attempt, *, ahead: bool = True) -> None:
-        attempt.waited_s = time.monotonic() - attempt.journal.began_s
-        if attempt.trace is not None:
-            attempt.trace.called()
-        route = self._balancer.receipt(attempt.number) if ahead else None
-        if route is not None:
-            trace = attempt.trace.carrier if attempt.trace is not None else None
-            submission = Submission(attempt.number, attempt.request, attempt.waited_s, trace, route.uncached_tokens)
-            if self._links.submit(route.replica_id, submission):
-                attempt.submitted_to = route.replica_id
-                if attempt.trace is not None:
-                    attempt.trace.placed(route.replica_id, refused=False)
-                self._calls.start_later(attempt)
-                return
-        self._calls.start(attempt)
 
     # What the calls tell
 
@@ -309,24 +223,9 @@ class Attempts:
         if attempt.trace is not None:
             attempt.trace.began(row.output.num_cached_tokens)
         self._balancer.computed(attempt.number)
-        route = self._balancer.receipt(attempt.number)
-        if attempt.journal.num_attempts == 1:
-            self._demand.computed(len(attempt.journal.request.prompt_token_ids), row.output.num_cached_tokens)
-        if route is not None and attempt.journal.num_attempts == 1:
-            self._count_route(route.cached_tokens, row.output.num_cached_tokens)
-        receipt = attempt.journal.receipt
-        if receipt is not None:
-            receipt.placed(route, attempt.journal.num_attempts)
-            receipt.cached_tokens = row.output.num_cached_tokens
-            receipt.request_class, receipt.queued_s = attempt.journal.terms.class_name, attempt.waited_s
-            receipt.wait_s = max(0.0, row.output.waited_s - attempt.waited_s)
-
-    def _count_route(self, expected_cached_tokens: int, cached_tokens: int) -> None:
-        self.counts.expected_cached_tokens += expected_cached_tokens
         hashing = self._links.hashing
-        # Less than a block is a cap on a hit: a token at least is computed.
-        if hashing is not None and expected_cached_tokens - cached_tokens >= hashing[1]:
-            self.counts.wrong += 1
+        block_size = None if hashing is None else hashing[1]
+        self._routes.began(attempt, row.output, self._balancer.receipt(attempt.number), block_size)
 
     # Ends
 
@@ -338,7 +237,7 @@ class Attempts:
             return
         # The call returns on its own; nothing waits for it.
         self._forget(attempt)
-        self._demand.ended(attempt.journal.num_tokens, attempt.journal.request.sampling_params.n)
+        self._routes.ended(attempt)
         attempt.journal.finish()
 
     def _fail_over(self, attempt: Attempt, reason: str, failed_replica: str | None = None) -> None:
@@ -371,7 +270,11 @@ class Attempts:
             journal.num_tokens,
             reason,
         )
-        self._submit(journal, attempt.context, num_failures, excluded, ahead=ahead)
+        self._submitting.submit(journal, attempt.context, num_failures, excluded, ahead=ahead)
+
+    def _refuse(self, attempt: Attempt, refusal: Refusal) -> None:
+        """Admission has turned it away, at its arrival or later."""
+        self._end_with(attempt, OverloadedError(refusal.message, refusal.retry_after_s))
 
     def _end_with(self, attempt: Attempt, error: QuireError) -> None:
         if attempt.trace is not None:
@@ -394,11 +297,3 @@ class Attempts:
         self._calls.drop(attempt)
         if attempt.trace is not None:
             attempt.trace.end()
-
-
-def _outcome(placement: Placement) -> str:
-    if placement.refusal is not None:
-        return "refused"
-    if placement.held:
-        return "held"
-    return "unplaced" if placement.replica_id is None else "placed"
