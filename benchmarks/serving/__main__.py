@@ -9,6 +9,8 @@ streamed completions of token ids, greedy, of exactly the length asked for. With
 machine, the same requests then run through the engine alone (`--model`, `--engine-option`: give what the server has):
 
     core_ms_per_token   (CPU time of the server's processes and of this one - the engine's alone) / output tokens
+    beside_core_ms_per_token   the part of it that processes other than the busiest, the engine's, have used: all but
+                        the difference of two large numbers, and known much better than the whole
     offline_ratio       output tokens a second over HTTP / of the engine alone
     idle_cores          with --idle-seconds: CPU time a second of the same processes while nothing is asked of them
     busy_core_ms_per_token   core_ms_per_token less what they would have used idle in the same time
@@ -64,15 +66,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     http: list[HttpRun] = []
     offline: list[OfflineRun] = []
     for number in range(options.runs):
+        # Either is first as often: the machine's pace drifts, and falls on both.
+        alone_first = with_offline and number % 2 == 1
+        if alone_first:
+            offline.append(_run_alone(options, concurrency))
         load = Load(_payloads(options, url, model, requests), concurrency, due_s)
         http.append(_measure(url, load, processes))
         run = http[-1]
         print(f"run {number + 1}: {run.out_tok_s:.1f} output tok/s over HTTP in {run.seconds:.1f} s", flush=True)
-        if with_offline:
-            offline.append(run_offline(options.requests, concurrency, options.model, options.engine_option))
-            tax = report.serving_tax_ms(run, offline[-1])
-            taxed = "" if tax is None else f"; serving adds {tax:.3f} core-ms a token"
-            print(f"       {offline[-1].out_tok_s:.1f} output tok/s by the engine alone{taxed}", flush=True)
+        if with_offline and not alone_first:
+            offline.append(_run_alone(options, concurrency))
+        if offline and (tax := report.serving_tax_ms(run, offline[-1])) is not None:
+            print(f"       serving adds {tax:.3f} core-ms a token", flush=True)
     result: dict[str, Any] = report.summary(http, offline, Objectives(options.ttft_slo, options.tpot_slo), idle_cores)
     if with_offline and concurrency == 1:
         with EngineProcess(options.requests, options.model, options.engine_option) as engine:
@@ -89,6 +94,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(result))
 
 
+def _run_alone(options: argparse.Namespace, concurrency: int) -> OfflineRun:
+    run = run_offline(options.requests, concurrency, options.model, options.engine_option)
+    print(f"       {run.out_tok_s:.1f} output tok/s by the engine alone, {run.cpu_s:.2f} s of CPU time", flush=True)
+    return run
+
+
 def _measure(url: SplitResult, load: Load, processes: ServerProcesses | None) -> HttpRun:
     before = {} if processes is None else processes.by_process()
     own_s, began_s = own_seconds(), time.perf_counter()
@@ -100,7 +111,9 @@ def _measure(url: SplitResult, load: Load, processes: ServerProcesses | None) ->
     for line in report.process_lines(before, after):
         print(line)
     print(f"  {used_s:8.2f} s  this process, the load generator")
-    return HttpRun(records, seconds, used_s + sum(after.values()) - sum(before.values()))
+    # What has ended lives on in its parent's count.
+    server_s = sum(after.values()) - sum(before.values())
+    return HttpRun(records, seconds, used_s + server_s, max(report.used_seconds(before, after).values()))
 
 
 def _idle_cores(processes: ServerProcesses, seconds: float) -> float:

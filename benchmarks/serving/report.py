@@ -20,11 +20,13 @@ class Objectives(NamedTuple):
 
 
 class HttpRun(NamedTuple):
-    """One run over HTTP. `cpu_s` is of the server and this process; None where the server is not on this machine."""
+    """One run over HTTP. `cpu_s` is of the server and this process; None where the server is not on this machine.
+    `busiest_s` is the part of that process which used most, the engine's."""
 
     records: list[StreamRecord]
     seconds: float
     cpu_s: float | None
+    busiest_s: float = 0.0
 
     @property
     def num_output_tokens(self) -> int:
@@ -68,6 +70,8 @@ def summary(
 ) -> dict[str, Any]:
     """The result's JSON: medians over runs, percentiles over all their requests.
 
+    `core_ms_per_token_error` is the standard error of the tax's mean over runs.
+
     Args:
         idle_cores: what the server uses with nothing to do.
     """
@@ -87,6 +91,11 @@ def summary(
     else:
         idle_ms = [idle_cores * run.seconds / run.num_output_tokens * 1e3 for run in http]
         busy = [tax - idle for tax, idle in zip(taxes, idle_ms, strict=False)]
+    beside = [
+        (run.cpu_s - run.busiest_s) / run.num_output_tokens * 1e3
+        for run in http
+        if run.cpu_s is not None and run.busiest_s and run.num_output_tokens
+    ]
     rates = [run.out_tok_s / alone.out_tok_s for run, alone in zip(http, offline, strict=False)]
     seconds = sum(run.seconds for run in http)
     return {
@@ -96,6 +105,8 @@ def summary(
         "tpot_p50_s": _percentile(tpot, 50),
         "offline_ratio": _median(rates),
         "core_ms_per_token": _median(taxes),
+        "core_ms_per_token_error": statistics.stdev(taxes) / len(taxes) ** 0.5 if len(taxes) > 1 else None,
+        "beside_core_ms_per_token": _median(beside),
         "busy_core_ms_per_token": _median(busy),
         "idle_cores": idle_cores,
         "tpot_p99_s": _percentile(tpot, 99),
@@ -130,9 +141,16 @@ def first_token_summary(pairs: Sequence[FirstTokens]) -> dict[str, Any]:
     }
 
 
+def used_seconds(
+    before: Mapping[tuple[int, str], float], after: Mapping[tuple[int, str], float]
+) -> dict[tuple[int, str], float]:
+    """CPU seconds between two readings, by process; one that has begun meanwhile counts from nothing."""
+    return {key: seconds - before.get(key, 0.0) for key, seconds in after.items()}
+
+
 def process_lines(before: Mapping[tuple[int, str], float], after: Mapping[tuple[int, str], float]) -> Iterator[str]:
     """CPU seconds by process, the busiest first."""
-    used = {key: seconds - before.get(key, 0.0) for key, seconds in after.items()}
+    used = used_seconds(before, after)
     for (pid, title), seconds in sorted(used.items(), key=lambda item: -item[1]):
         if seconds >= 0.02:
             yield f"  {seconds:8.2f} s  {pid:>7}  {title}"

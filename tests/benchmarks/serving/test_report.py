@@ -14,6 +14,7 @@ from benchmarks.serving.report import (
     process_lines,
     serving_tax_ms,
     summary,
+    used_seconds,
 )
 
 
@@ -35,6 +36,23 @@ def test_what_an_idle_server_uses_is_told_apart() -> None:
     assert (result["core_ms_per_token"], result["idle_cores"]) == (pytest.approx(0.5), 0.04)
     assert result["busy_core_ms_per_token"] == pytest.approx(0.1)
     assert summary([http], [OfflineRun(200, 1.5, 3.0)], Objectives(1, 1))["busy_core_ms_per_token"] is None
+
+
+def test_what_others_than_the_engine_used_is_told_apart() -> None:
+    records = [record(0.1, 0.01, 100), record(0.1, 0.01, 100)]
+    runs = [HttpRun(records, 2.0, 3.1, 3.0), HttpRun(records, 2.0, 3.3, 3.14), HttpRun(records, 2.0, 3.5, 3.38)]
+    result = summary(runs, [OfflineRun(200, 1.5, 3.0)] * 3, Objectives(1, 1))
+    assert result["beside_core_ms_per_token"] == pytest.approx(0.6)
+    assert result["core_ms_per_token_runs"] == [0.5, 1.5, 2.5]
+    assert result["core_ms_per_token_error"] == pytest.approx(1 / 3**0.5)
+    alone = summary(runs[:1], [], Objectives(1, 1))
+    assert alone["core_ms_per_token_error"] is None
+    assert summary([HttpRun(records, 2.0, None)], [], Objectives(1, 1))["beside_core_ms_per_token"] is None
+
+
+def test_processes_that_begin_and_end_while_it_is_measured() -> None:
+    before, after = {(1, "a"): 2.0, (2, "b"): 1.0}, {(1, "a"): 2.5, (3, "c"): 0.25}
+    assert used_seconds(before, after) == {(1, "a"): 0.5, (3, "c"): 0.25}
 
 
 def test_the_summary() -> None:
