@@ -1,8 +1,7 @@
 """Admission: what no replica can begin soon waits here, in turn, or is refused and told when to come again.
 
-One waiting room for all reasons to wait. Behind is the FairQueue; in front, in a window, those whose turn it is are
-held until a replica is free for them. Whoever would have its first token too late is refused: at once, as
-far as that can be foreseen, or when it turns out. Work is reckoned in replica-seconds.
+One waiting room for all reasons to wait. Whoever would have its first token too late is refused: at once, as far as
+that can be foreseen, or when it turns out. Work is reckoned in replica-seconds.
 """
 
 from __future__ import annotations
@@ -10,63 +9,30 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import NamedTuple
+from collections.abc import Callable
 
+from app.balancer.admission_counts import AdmissionCounts, AdmissionState
 from app.balancer.admission_settings import AdmissionSettings
 from app.balancer.booking import Booking
 from app.balancer.cost import DEFAULT_PREFILL_TOKENS_PER_S
-from app.balancer.fair_queue import FairQueue
 from app.balancer.fleet import Fleet
 from app.balancer.foresight import Foresight
+from app.balancer.replica_queue import ReplicaQueue
 from app.balancer.reservations import SHARE, News, Reservations
 from app.balancer.terms import Refusal, RefusalReason
+from app.balancer.waiting_room import WaitingRoom
 
-# At arrival the deadline counts as so much of itself: what is foreseen is not known.
+# At arrival the deadline counts as so much of itself: what is foreseen is not known, and others may come who go first.
+# They may not where its tenant has had less than its share.
 _MARGIN = 0.7
-# Prompts may queue on a replica for so much of the shortest deadline.
-_REPLICA_QUEUE_SHARE = 0.05
-# Less would leave it idle until the next request comes.
-_LEAST_REPLICA_QUEUE_S = 0.02
-# A request of a tenant within its share may find so many times that there: so it goes before those that wait at other
-# ingresses, too.
-_DUE_QUEUE = 2.0
-# Ingresses that all have somebody waiting would all send to a replica as it comes free. Each draws how full it may be,
-# so that mostly one of them does, and the others hear of it.
-_QUEUE_SHARES = (0.6, 1.2)
 # Who will be late is looked for this often.
 _SWEEP_INTERVAL_S = 0.1
-# In the window are so many, at least, and one for four replicas: those behind it can still be overtaken.
-_MIN_WINDOW = 1
-_MAX_WINDOW = 32
 # Seats that the work of a sequence is reckoned with where a replica has not told how many it has.
 _SEATS = 64
 # Without any replica, so many requests wait in Serve, which starts one for them; the others wait here.
 MAX_IN_SERVE = 8
 # A start is not foreseen.
 _COLD_RETRY_S = 5.0
-
-
-@dataclass(slots=True)
-class AdmissionCounts:
-    """What became of requests since the start, by class; refused ones by class and reason. `waited_s` is the sum over
-    those that were sent on; of those, `promised` had been told to come."""
-
-    admitted: dict[str, int] = field(default_factory=dict)
-    waited_s: dict[str, float] = field(default_factory=dict)
-    promised: dict[str, int] = field(default_factory=dict)
-    refused: dict[tuple[str, RefusalReason], int] = field(default_factory=dict)
-
-
-class AdmissionState(NamedTuple):
-    """For metrics: the counts, and now by class how many wait; promises that are open; the share of them kept."""
-
-    counts: AdmissionCounts = AdmissionCounts()
-    queued: Mapping[str, int] = MappingProxyType({})
-    num_promises: int = 0
-    attendance: float = 1.0
 
 
 class Admission:
@@ -76,11 +42,11 @@ class Admission:
     Attributes:
         reservations: what refused requests were told.
         counts: for metrics.
-        window: those whose turn it is, by key.
+        replica_queue: what may be queued where a request is sent.
         in_serve: keys of those that wait in Serve for the first replica.
 
     Args:
-        turn: orders those in the window, the least first; without it the FairQueue does.
+        turn: orders those whose turn it is; see WaitingRoom.
         draw: where chance comes from.
     """
 
@@ -91,47 +57,38 @@ class Admission:
         turn: Callable[[Booking, float], float] | None = None,
         draw: random.Random | None = None,
     ) -> None:
-        self._fleet = fleet
-        self._turn = turn
-        self._draw = draw or random.Random()
-        self._competes = False
-        self._queue_share = 1.0
-        self._foresight = Foresight()
-        self._next_sweep_at = -math.inf
+        self.settings = settings
+        self.replica_queue = ReplicaQueue(settings, draw or random.Random())
         self.reservations = Reservations()
         self.counts = AdmissionCounts()
-        self.window: dict[int, Booking] = {}
         self.in_serve: set[int] = set()
-        self._queue = FairQueue()
-        self.reconfigure(settings)
+        self._fleet = fleet
+        self._foresight = Foresight()
+        self._next_sweep_at = -math.inf
+        self._room = WaitingRoom(turn)
+        self._room.set_weights(settings.tenant_weights)
 
     def reconfigure(self, settings: AdmissionSettings) -> None:
         """Go by other settings from now on. What waits keeps its terms."""
         self.settings = settings
-        shortest_s = min(entry.ttft_deadline_s for entry in settings.classes.values())
-        share_s = max(_REPLICA_QUEUE_SHARE * shortest_s, _LEAST_REPLICA_QUEUE_S)
-        self.replica_queue_s = min(settings.replica_queue_s, share_s)
-        self._queue.set_weights(settings.tenant_weights)
+        self.replica_queue.reconfigure(settings)
+        self._room.set_weights(settings.tenant_weights)
 
     def __len__(self) -> int:
-        return len(self._queue) + len(self.window)
+        return len(self._room)
 
     @property
     def work_s(self) -> float:
         """Replica-seconds of what waits here."""
-        return self._queue.work_s + sum(booking.work_s for booking in self.window.values())
+        return self._room.work_s
 
     def state(self) -> AdmissionState:
         """For metrics."""
+        queued = dict.fromkeys(self.settings.classes, 0)
+        for booking in self._room:
+            queued[booking.terms.class_name] = queued.get(booking.terms.class_name, 0) + 1
         reservations = self.reservations
-        counts = copy.deepcopy(self.counts)
-        return AdmissionState(counts, self._queued_by_class(), len(reservations), reservations.attendance)
-
-    def _queued_by_class(self) -> dict[str, int]:
-        counted = dict.fromkeys(self.settings.classes, 0)
-        for booking in (*self._queue, *self.window.values()):
-            counted[booking.terms.class_name] = counted.get(booking.terms.class_name, 0) + 1
-        return counted
+        return AdmissionState(copy.deepcopy(self.counts), queued, len(reservations), reservations.attendance)
 
     # Arrival
 
@@ -143,26 +100,16 @@ class Admission:
 
     def must_wait(self, booking: Booking) -> bool:
         """Whether somebody waits who goes before it."""
-        priority = booking.terms.priority
-        if self._turn is not None:
-            return any(other <= priority for other in self._queue.priorities) or any(
-                one.terms.priority <= priority for one in self.window.values()
-            )
-        booking.turn = self._queue.turn_of(booking)
-        place = (priority, booking.turn)
-        return any((other, self._queue.next_turn(other)) <= place for other in self._queue.priorities) or any(
-            (one.terms.priority, one.turn) <= place for one in self.window.values()
-        )
+        return not self._room.goes_first(booking)
 
     def longest_wait_s(self, booking: Booking) -> float:
-        """For prompts queued on a replica, if it is to be sent there. Its `turn` is set."""
-        if self._turn is None and self._queue.is_due(booking):
-            return _DUE_QUEUE * self.replica_queue_s
-        return self._queue_share * self.replica_queue_s
+        """For prompts queued on a replica, if it is to be sent there. Its `turn` is set if anybody waits."""
+        is_due = len(self._room) > 0 and (booking.promised or self._room.is_due(booking))
+        return self.replica_queue.longest_s(is_due=is_due)
 
     def hear(self, news: News, now: float) -> None:
         """What another ingress has told requests that it refused: it competes for the same replicas."""
-        self._competes = True
+        self.replica_queue.compete()
         self.reservations.hear(news, now)
 
     def measure(self, booking: Booking) -> None:
@@ -183,11 +130,12 @@ class Admission:
         if num_replicas and not booking.promised:
             self._advance(now, num_replicas)
             rate = self._foresight.rate
-            slack_s = self._slack_s(booking, _MARGIN * booking.terms.ttft_deadline_s)
+            margin = 1.0 if self._room.is_due(booking) else _MARGIN
+            slack_s = self._slack_s(booking, margin * booking.terms.ttft_deadline_s)
             if math.isfinite(slack_s):
                 # Those who are told to come meanwhile find room, but take no more than their share of it.
                 due_s = self.reservations.due_work_s(booking.terms.tenant, now, slack_s)
-                starts_s = self._ahead_s(booking) / rate + min(due_s / rate, SHARE * slack_s)
+                starts_s = self._room.ahead_s(booking) / rate + min(due_s / rate, SHARE * slack_s)
                 if starts_s > slack_s:
                     message = f"its turn would come in about {starts_s:.1f} s, and its first token is due in "
                     message += f"{booking.terms.ttft_deadline_s:g} s"
@@ -201,33 +149,30 @@ class Admission:
         """Let a request wait. Returns those that had to go for it."""
         shed: list[tuple[Booking, Refusal]] = []
         while self._is_full(booking) and (victim := self._victim(booking)) is not None:
-            self.remove(victim)
+            self._room.remove(victim)
             shed.append((victim, self._refuse(victim, now, "shed", "it had to make room for others that go first")))
-        self._queue.add(booking)
+        self._room.add(booking)
         self._advance(now, self._foresight.num_replicas)
         return shed
 
     def _is_full(self, booking: Booking) -> bool:
-        settings, waiting = self.settings, len(self)
-        tokens = self._queue.num_tokens + sum(one.num_tokens for one in self.window.values()) + booking.num_tokens
+        settings, waiting = self.settings, len(self._room)
+        if waiting >= settings.max_queued_requests:
+            return True
         # A single one may be larger than the bound.
-        return waiting >= settings.max_queued_requests or (waiting > 0 and tokens > settings.max_queued_tokens)
+        return waiting > 0 and self._room.num_tokens + booking.num_tokens > settings.max_queued_tokens
 
     def _victim(self, booking: Booking) -> Booking | None:
         # Those who were told to come now go before their equals that were not.
-        above = booking.terms.priority - booking.promised
-        victim = self._queue.newest(above)
-        if victim is None:
-            outranked = [one for one in self.window.values() if one.terms.priority > above and not one.promised]
-            victim = max(outranked, key=lambda one: (one.terms.priority, one.key), default=None)
-        return victim
+        return self._room.victim(booking.terms.priority - booking.promised)
 
     # Who goes next
 
     def advance(self, now: float, num_replicas: int) -> list[tuple[Booking, Refusal]]:
-        """Fill the window, and give up those who will be late. Returns the latter, which wait no more."""
+        """Look whose turn it is, and give up those who will be late. Returns the latter, which wait no more."""
         if num_replicas and not self._foresight.num_replicas:
-            self._restart(now)
+            # The first replica is there: nobody is late by what its start took.
+            self._room.restart(now)
         self._advance(now, num_replicas)
         if not num_replicas:
             return []
@@ -235,61 +180,31 @@ class Admission:
         if now >= self._next_sweep_at:
             self._next_sweep_at = now + _SWEEP_INTERVAL_S
             late = self._sweep(now)
-        # An order of its own needs some to choose from.
-        size = min(max(_MIN_WINDOW, num_replicas // 4), _MAX_WINDOW) if self._turn is None else _MAX_WINDOW
-        for priority in self._queue.priorities:
-            # Those of a lower priority that are in the window take no place from it.
-            inside = [one for one in self.window.values() if one.terms.priority <= priority]
-            # Whoever goes before one in the window belongs there, too, unless that has another order.
-            ours = [one.turn for one in inside if one.terms.priority == priority and self._turn is None]
-            last = max(ours, default=-math.inf)
-            room = size - len(inside)
-            while room > 0 or (room > -_MAX_WINDOW and self._queue.next_turn(priority) < last):
-                booking = self._queue.pop(priority)
-                if booking is None:
-                    break
-                self.window[booking.key] = booking
-                room -= 1
+        self._room.fill_window(num_replicas)
         return late
 
     def in_turn(self, now: float) -> list[Booking]:
-        """The window, in the order in which a replica is to be looked for."""
-        turn = self._turn
-        if turn is None:
-            return sorted(self.window.values(), key=lambda booking: (booking.terms.priority, booking.turn, booking.key))
-        return sorted(self.window.values(), key=lambda booking: (booking.terms.priority, turn(booking, now)))
+        """Those whose turn it is, in the order in which a replica is to be looked for."""
+        return self._room.in_turn(now)
 
     def next_for_serve(self) -> list[Booking]:
         """Without any replica: those who now wait in Serve, so that it starts one."""
         sent = []
-        while len(self.in_serve) < MAX_IN_SERVE:
-            booking = next(iter(self.window.values()), None) or self._queue.pop()
-            if booking is None:
-                break
-            self.remove(booking)
+        while len(self.in_serve) < MAX_IN_SERVE and (booking := self._room.pop()) is not None:
             self.in_serve.add(booking.key)
             sent.append(booking)
         return sent
 
     def sent(self, booking: Booking, now: float) -> None:
         """It goes to a replica."""
-        name = booking.terms.class_name
-        if self.window.pop(booking.key, None) is not None:
-            self._queue.sent(booking)
-        elif len(self) and not booking.resumes:
-            self._queue.overtaken(booking)
-        if self._competes:
-            self._queue_share = self._draw.uniform(*_QUEUE_SHARES)
-        self.remove(booking)
+        self.in_serve.discard(booking.key)
+        self._room.sent(booking)
+        self.replica_queue.sent()
         if booking.resumes:
             return
         self._foresight.sent(booking)
         self._advance(now, self._foresight.num_replicas)
-        counts = self.counts
-        counts.admitted[name] = counts.admitted.get(name, 0) + 1
-        counts.waited_s[name] = counts.waited_s.get(name, 0.0) + now - booking.arrived_at
-        if booking.promised:
-            counts.promised[name] = counts.promised.get(name, 0) + 1
+        self.counts.sent(booking, now)
 
     def computed(self, booking: Booking, now: float) -> None:
         """It has its first token: how long that took on its replica is what others will find there."""
@@ -299,44 +214,22 @@ class Admission:
     def remove(self, booking: Booking) -> None:
         """It waits no more, if it did."""
         self.in_serve.discard(booking.key)
-        if self.window.pop(booking.key, None) is not None:
-            self._queue.refund(booking)
-        elif booking in self._queue:
-            self._queue.remove(booking)
+        self._room.remove(booking)
 
     def _advance(self, now: float, num_replicas: int) -> None:
-        self._foresight.advance(now, num_replicas, waiting=bool(len(self)))
-
-    def _ahead_s(self, booking: Booking) -> float:
-        turn = (booking.terms.priority, self._queue.turn_of(booking))
-        window_s = sum(one.work_s for one in self.window.values() if (one.terms.priority, one.turn) <= turn)
-        return window_s + self._queue.work_before(booking)
+        self._foresight.advance(now, num_replicas, waiting=len(self._room) > 0)
 
     def _slack_s(self, booking: Booking, deadline_s: float) -> float:
-        return self._foresight.slack_s(booking.prefill_s, self.replica_queue_s, deadline_s)
-
-    def _restart(self, now: float) -> None:
-        """The first replica is there: nobody is late by what its start took."""
-        queued = sorted(self._queue, key=lambda booking: booking.key)
-        for booking in queued:
-            self._queue.remove(booking)
-        for booking in (*queued, *self.window.values()):
-            booking.deadline_at = now + booking.terms.ttft_deadline_s
-        for booking in queued:
-            self._queue.add(booking)
+        return self._foresight.slack_s(booking.prefill_s, self.replica_queue.seconds, deadline_s)
 
     def _sweep(self, now: float) -> list[tuple[Booking, Refusal]]:
         rate = self._foresight.rate
-        window_s = sum(one.work_s for one in self.window.values())
-        late = [one for one in self.window.values() if now > self._latest_at(one)]
-        late += [
-            booking
-            for booking, before_s in self._queue.in_order()
-            if now + (window_s + before_s) / rate > self._latest_at(booking)
+        late = [
+            booking for booking, before_s in self._room.in_order() if now + before_s / rate > self._latest_at(booking)
         ]
         found = []
         for booking in late:
-            self.remove(booking)
+            self._room.remove(booking)
             found.append((booking, self._refuse(booking, now, "late", "its turn did not come in time")))
         return found
 
@@ -351,15 +244,13 @@ class Admission:
         self, booking: Booking, now: float, reason: RefusalReason, why: str, earliest_s: float | None = None
     ) -> Refusal:
         terms = booking.terms
-        counted = (terms.class_name, reason)
-        self.counts.refused[counted] = self.counts.refused.get(counted, 0) + 1
+        self.counts.refuse(booking, reason)
+        rate = 1.0
         if self._foresight.num_replicas:
             rate = self._foresight.rate
             if earliest_s is None:
-                earliest_s = max(self._ahead_s(booking) / rate - _MARGIN * terms.ttft_deadline_s, 0.0)
-            after_s = self.reservations.promise(terms.fingerprint, terms.tenant, now, earliest_s, booking.work_s, rate)
+                earliest_s = max(self._room.ahead_s(booking) / rate - _MARGIN * terms.ttft_deadline_s, 0.0)
         else:
-            after_s = self.reservations.promise(
-                terms.fingerprint, terms.tenant, now, _COLD_RETRY_S, booking.work_s, 1.0
-            )
+            earliest_s = _COLD_RETRY_S
+        after_s = self.reservations.promise(terms.fingerprint, terms.tenant, now, earliest_s, booking.work_s, rate)
         return Refusal(reason, f"overloaded: {why}; try again in {after_s} s", after_s)

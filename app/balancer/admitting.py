@@ -105,7 +105,7 @@ class Admitting:
             return 0.0
         if not len(self.admission):
             return None
-        longest_s = self.admission.replica_queue_s if self._hold_s is None else self._hold_s
+        longest_s = self.admission.replica_queue.seconds if self._hold_s is None else self._hold_s
         free_at = self._placing.fleet.order.first_after(now + longest_s)
         # A seat or a block that comes free is not foreseen, nor a replica, nor how much one may have queued.
         delay_s = _LONGEST_POLL_S if free_at is None else free_at - longest_s - now
@@ -126,7 +126,9 @@ class Admitting:
 
     def _send(self, booking: Booking, willing: int, now: float, *, reserves: bool = False) -> bool:
         """Place it if that is worth while now."""
-        free = willing & ~self._placing.fleet.full
+        full = self._placing.fleet.full
+        # The same bitmap again is known to the placer.
+        free = willing & ~full if full else willing
         longest_s = self.admission.longest_wait_s(booking) if self._hold_s is None else self._hold_s
         if not free or not self._placing.place(booking, free, now, longest_s, reserves=reserves):
             return False

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Collection, Hashable, Iterable
 
 from app.balancer import native
-from app.balancer.admission import Admission, AdmissionState
+from app.balancer.admission import Admission
+from app.balancer.admission_counts import AdmissionState
 from app.balancer.admission_settings import AdmissionSettings
 from app.balancer.admitting import Admitting
 from app.balancer.availability import Availability

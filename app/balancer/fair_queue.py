@@ -1,4 +1,6 @@
-"""Who goes next of those who wait: classes by priority, tenants by fair queueing, a tenant's own by deadline."""
+"""Who goes next of those who wait: classes by priority, tenants by fair queueing, a tenant's own by deadline.
+
+Those of a tenant who were told to come now go before its others."""
 
 from __future__ import annotations
 
@@ -11,18 +13,19 @@ from heapq import heapify, heappop, heapreplace
 from app.balancer.booking import Booking
 
 # Of so many mean requests a tenant that has asked for nothing may be ahead of its share.
-_BURST = 2.0
+_BURST = 8.0
 # Weight of one more request in their mean.
 _WEIGHT = 0.1
 # Fewer tenants than this are not looked through for those who may be forgotten.
 _FEW = 64
 
-_Key = tuple[float, int]
+# Of one tenant's the least goes first: those who were told to come now, then by deadline.
+_Key = tuple[bool, float, int]
 
 
 @dataclass(slots=True)
 class _Tenant:
-    """One tenant's waiting bookings in a class, the earliest deadline first, with their work in all; `tag` is the
+    """One tenant's waiting bookings in a class, in their order, with their work in all; `tag` is the
     first one's."""
 
     weight: float
@@ -64,7 +67,7 @@ class _Level:
         if tenant is None:
             tenant = self.tenants[name] = _Tenant(weight, self.tag_of(name))
             self._ends.pop(name, None)
-        key = (booking.deadline_at, booking.key)
+        key = _key_of(booking)
         insort(tenant.keys, key)
         tenant.bookings[key] = booking
         tenant.work_s += booking.work_s
@@ -73,7 +76,7 @@ class _Level:
     def remove(self, booking: Booking) -> None:
         name = booking.terms.tenant
         tenant = self.tenants[name]
-        key = (booking.deadline_at, booking.key)
+        key = _key_of(booking)
         del tenant.bookings[key]
         del tenant.keys[bisect_left(tenant.keys, key)]
         tenant.work_s -= booking.work_s
@@ -157,6 +160,10 @@ class _Level:
                 heappop(heap)
 
 
+def _key_of(booking: Booking) -> _Key:
+    return not booking.promised, booking.deadline_at, booking.key
+
+
 class FairQueue:
     """Not thread-safe: the balancer's lock guards it.
 
@@ -227,13 +234,15 @@ class FairQueue:
         """One that was never in goes to a replica while others wait."""
         self._charge(booking, booking.work_s)
 
-    def is_due(self, booking: Booking) -> bool:
-        """Whether one that is not in it, and has its `turn` set, is of a tenant that has asked for no more than its
-        share while others of its class wait."""
+    def has_had_less(self, booking: Booking) -> bool:
+        """Whether one that has its `turn` set is of a tenant that has asked for no more than its share."""
         level = self._levels.get(booking.terms.priority)
-        if level is None or booking.turn > level.now:
-            return False
-        return len(level.tenants) > (booking.terms.tenant in level.tenants)
+        return level is not None and booking.turn <= level.now
+
+    def has_others(self, booking: Booking) -> bool:
+        """Whether other tenants of its class wait."""
+        level = self._levels.get(booking.terms.priority)
+        return level is not None and len(level.tenants) > (booking.terms.tenant in level.tenants)
 
     @property
     def priorities(self) -> list[int]:
@@ -291,7 +300,7 @@ class FairQueue:
 
     def _place(self, booking: Booking) -> tuple[str, _Key, float]:
         name = booking.terms.tenant
-        return name, (booking.deadline_at, booking.key), self._weight(name)
+        return name, _key_of(booking), self._weight(name)
 
     def _removed(self, booking: Booking) -> None:
         del self._queued[booking.key]

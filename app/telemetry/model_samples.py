@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from app.balancer.admission import AdmissionState
+from app.balancer.admission_counts import AdmissionState
 from app.telemetry import metrics
 from app.telemetry.samples import MetricSample, sample
 from app.transport.counter_messages import ReplicaCounters

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.balancer.admission import AdmissionCounts, AdmissionState
+from app.balancer.admission_counts import AdmissionCounts, AdmissionState
 from app.telemetry.model_samples import ModelTelemetry, RouteCounts
 from engine.loading import open_checkpoint
 from tests.app.telemetry.world import COUNTERS, World, ask

@@ -122,8 +122,9 @@ def test_while_there_is_room_nobody_waits(native: bool) -> None:
     assert placement.held
     assert world.balancer.num_held == 1
     assert world.balancer.queued_s == pytest.approx(1.0, rel=0.01)
-    assert world.pass_time(0.4) == []
-    assert world.pass_time(0.3) == [key]
+    # A fiftieth of the deadline may be queued on a replica.
+    assert world.pass_time(0.7) == []
+    assert world.pass_time(0.2) == [key]
     assert world.balancer.num_held == 0
 
 

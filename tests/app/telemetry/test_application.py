@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.balancer.admission import AdmissionCounts, AdmissionState
+from app.balancer.admission_counts import AdmissionCounts, AdmissionState
 from app.balancer.admission_settings import AdmissionSettings, ClassSettings
 from app.ingress.app import build_asgi_app
 from app.ingress.auth import ApiKeys
