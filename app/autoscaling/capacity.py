@@ -19,17 +19,21 @@ _MAX_REPLICAS = 4096
 # Sequences that run, found by iteration to within this.
 _PRECISION = 1e-6
 _MAX_ITERATIONS = 10_000
+# Where prompts and decodes overlap, steps are told apart by what they compute of prompts, in so many parts at most.
+_MAX_PARTS = 128
+# What is less likely than this is left out.
+_UNLIKELY = 1e-12
 
 
 class Pace(NamedTuple):
     """What steps of one replica take, as measured: `python -m benchmarks.capacity` does so.
 
     Attributes:
-        prompt_tokens_per_s: as fast as prompts are computed.
+        prompt_tokens_per_s: as fast as prompts are computed; where steps overlap, all tokens.
         step_s: a step of one sequence more, less `sequence_s`: what it takes whatever it computes.
         sequence_s: what each running sequence adds.
-        overlaps: a step lasts as long as the longer of its decodes and its prompts, as on a GPU whose decodes wait for
-            memory while prompts compute; otherwise as both together, as on a CPU.
+        overlaps: a step lasts as long as its decodes do alone, or as computing all of its tokens if that is longer, as
+            on a GPU whose decodes wait for memory while prompts compute; otherwise both add up, as on a CPU.
     """
 
     prompt_tokens_per_s: float
@@ -41,10 +45,16 @@ class Pace(NamedTuple):
         """A step that only decodes."""
         return self.step_s + self.sequence_s * num_running
 
+    def mixed_s(self, num_tokens: float, num_running: float) -> float:
+        """A step that computes prompt tokens as well."""
+        decode_s = self.decode_s(num_running)
+        if self.overlaps:
+            return max(decode_s, (num_tokens + num_running) / self.prompt_tokens_per_s)
+        return decode_s + num_tokens / self.prompt_tokens_per_s
+
     def prompt_s(self, num_tokens: float, num_running: float) -> float:
         """What prompt tokens add to a step."""
-        alone = num_tokens / self.prompt_tokens_per_s
-        return max(0.0, alone - self.decode_s(num_running)) if self.overlaps else alone
+        return self.mixed_s(num_tokens, num_running) - self.decode_s(num_running)
 
 
 class Traffic(NamedTuple):
@@ -88,7 +98,7 @@ class Foreseen(NamedTuple):
         tpot_s: seconds a token.
         running: sequences that run on each replica.
         seat_share: the part of its seats, of blocks or `max_num_seqs`, that they take.
-        prompt_share: the part of its time that a replica computes prompts.
+        prompt_share: the part of its time that prompts add to the steps of a replica.
     """
 
     ttft_p95_s: float
@@ -106,17 +116,16 @@ def foresee(pace: Pace, limits: ReplicaLimits, traffic: Traffic, num_replicas: i
     _check(pace, limits, traffic)
     rate = traffic.requests_per_s / num_replicas
     seats = limits.seats(traffic)
-    running = _running(pace, traffic, rate, seats)
-    if running is None:
+    steady = _overlapping(pace, limits, traffic, rate, seats) if pace.overlaps else _adding(pace, traffic, rate, seats)
+    if steady is None:
         return _OVERLOADED
+    running, tpot_s = steady
     decode_s, own_s = pace.decode_s(running), pace.prompt_s(traffic.prompt_tokens, running)
-    share = rate * own_s
-    tpot_s = decode_s / (1.0 - share)
     # Whoever waits is computed in steps that are full of prompts.
     room = limits.max_num_batched_tokens - running
     if room <= 0:
         return _OVERLOADED
-    service_s = traffic.prompt_tokens * (decode_s + pace.prompt_s(room, running)) / room
+    service_s = traffic.prompt_tokens * pace.mixed_s(room, running) / room
     prompts_s = late_wait_s(num_replicas, num_replicas * rate * service_s, service_s, _LATE_SHARE)
     seats_s = late_wait_s(
         max(1, int(num_replicas * seats)), num_replicas * running, traffic.output_tokens * tpot_s, _LATE_SHARE
@@ -127,7 +136,7 @@ def foresee(pace: Pace, limits: ReplicaLimits, traffic: Traffic, num_replicas: i
     prompts_s *= (1.0 + traffic.prompt_variation) / 2
     seats_s *= (1.0 + traffic.output_variation) / 2
     ttft_s = prompts_s + seats_s + first_s
-    return Foreseen(ttft_s, tpot_s, running, running / seats, share)
+    return Foreseen(ttft_s, tpot_s, running, running / seats, 1.0 - decode_s / tpot_s)
 
 
 def capacity(pace: Pace, limits: ReplicaLimits, traffic: Traffic, num_replicas: int, ttft_target_s: float) -> float:
@@ -170,19 +179,68 @@ def replicas_for(
     raise ConfigError(f"requests_per_s={traffic.requests_per_s:g} needs more than {_MAX_REPLICAS} replicas")
 
 
-def _running(pace: Pace, traffic: Traffic, rate: float, seats: float) -> float | None:
-    """Sequences that run at a time (Little): the least number whose pace keeps it. None if it exceeds the seats."""
+class _Steady(NamedTuple):
+    """Sequences that run at a time, by Little's law, and a mean step: each draws a token in it."""
+
+    running: float
+    step_s: float
+
+
+def _adding(pace: Pace, traffic: Traffic, rate: float, seats: float) -> _Steady | None:
+    """The least number of sequences whose pace keeps it, where prompts and decodes add up. None if it exceeds the
+    seats."""
+    share = rate * traffic.prompt_tokens / pace.prompt_tokens_per_s
+    if share >= 1.0:
+        return None
     running = 0.0
     for _ in range(_MAX_ITERATIONS):
-        share = rate * pace.prompt_s(traffic.prompt_tokens, running)
-        if share >= 1.0:
-            return None
-        found = rate * traffic.output_tokens * pace.decode_s(running) / (1.0 - share)
+        step_s = pace.decode_s(running) / (1.0 - share)
+        found = rate * traffic.output_tokens * step_s
         if found >= seats:
             return None
         if abs(found - running) < _PRECISION * max(1.0, running):
-            return found
+            return _Steady(found, step_s)
         running = found
+    return None
+
+
+def _overlapping(pace: Pace, limits: ReplicaLimits, traffic: Traffic, rate: float, seats: float) -> _Steady | None:
+    """The same where a step is as long as the longer of both.
+
+    Then a long step costs prompts more than a short one: what comes while it lasts is computed in the next, together,
+    and hides behind one step's decodes only. So it goes by the distribution of steps, a Markov chain: each computes the
+    prompts, a Poisson number, that came during the one before it.
+    """
+    budget = limits.max_num_batched_tokens
+    if rate * (traffic.prompt_tokens + traffic.output_tokens) >= pace.prompt_tokens_per_s:
+        return None
+    part = min(max(traffic.prompt_tokens, budget / _MAX_PARTS), float(budget))
+    parts_per_s = rate * traffic.prompt_tokens / part
+    most = math.ceil(budget / part)
+    shares = [1.0] + [0.0] * most
+    running = 0.0
+    for _ in range(_MAX_ITERATIONS):
+        steps_s = [pace.mixed_s(min(number * part, max(0.0, budget - running)), running) for number in range(most + 1)]
+        step_s = sum(share * lasts_s for share, lasts_s in zip(shares, steps_s, strict=True))
+        found = rate * traffic.output_tokens * step_s
+        if found >= seats:
+            return None
+        if abs(found - running) < _PRECISION * max(1.0, running):
+            return _Steady(found, step_s)
+        running = found
+        following = [0.0] * (most + 1)
+        for share, lasts_s in zip(shares, steps_s, strict=True):
+            if share < _UNLIKELY:
+                continue
+            expected = parts_per_s * lasts_s
+            probability = share * math.exp(-expected)
+            for number in range(most):
+                following[number] += probability
+                probability *= expected / (number + 1)
+                if number > expected and probability < _UNLIKELY:
+                    break
+        following[most] = max(0.0, 1.0 - sum(following))
+        shares = following
     return None
 
 
