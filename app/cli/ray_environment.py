@@ -26,6 +26,8 @@ _ALWAYS: Mapping[str, str] = {
     "RAY_SERVE_PROXY_USE_GRPC": "1",
     # Serve kills a proxy that is not ready after five seconds, and then a start fails: on a busy node it is only slow.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+    # A dead proxy, through which all HTTP goes, is replaced after the third look that finds it so: not half a minute.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     # Ray's own metrics are gathered from all processes; ten times a second for those of requests, by default.
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
     "RAY_metrics_report_interval_ms": "30000",
