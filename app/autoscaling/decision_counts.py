@@ -21,7 +21,7 @@ DecisionCounts = Mapping[tuple[str, str], int]
 # more are configured than there are.
 NO_DECISIONS: DecisionCounts = {
     **{("up", cause): 0 for cause in ("prompts", "queue", "sequences", "kv", "minimum")},
-    **{("down", cause): 0 for cause in ("spare", "idle")},
+    **{("down", cause): 0 for cause in ("spare", "idle", "failed")},
 }
 
 

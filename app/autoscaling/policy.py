@@ -7,6 +7,7 @@ app.autoscaling.sizing's; those that Serve would add are set to zero where the d
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
@@ -15,9 +16,13 @@ from ray.util.metrics import Counter
 from app.autoscaling.decision_counts import DecisionCounter
 from app.autoscaling.report import Observation, ReplicaReport
 from app.autoscaling.sizing import Sizer, SizingRules
+from app.autoscaling.start_failures import read_start_failures
 
 # Serve's controller writes what is logged here to its own log.
 logger = logging.getLogger("ray.serve")
+
+# How often failed starts are asked for, while no replica runs.
+_FAILURES_INTERVAL_S = 1.0
 
 
 class ReplicaSizingPolicy:
@@ -31,6 +36,8 @@ class ReplicaSizingPolicy:
         self._sizer = Sizer(SizingRules(**rules))
         self._logged: int | None = None
         self._counter = DecisionCounter()
+        self._failed_starts = 0
+        self._asked_s = -math.inf
         self._decisions = Counter(
             "quire_scaling_decisions",
             description="Decisions to have more or fewer replicas of a model, by direction and cause",
@@ -42,7 +49,7 @@ class ReplicaSizingPolicy:
         target = context.target_num_replicas
         name = (context.app_name or "", context.deployment_name)
         self._counter.begin(*name)
-        decision = self._sizer.decide(observation(context))
+        decision = self._sizer.decide(observation(context, self._starts_that_failed(context)))
         if decision.num_replicas != target and decision.num_replicas != self._logged:
             direction = "up" if decision.num_replicas > target else "down"
             logger.info(
@@ -68,8 +75,16 @@ class ReplicaSizingPolicy:
         self._logged = None if decision.num_replicas == target else decision.num_replicas
         return decision.num_replicas, {}
 
+    def _starts_that_failed(self, context: AutoscalingContext) -> int:
+        """Ever; looked up while no replica runs."""
+        now_s = context.current_time or 0.0
+        if not context.current_num_replicas and not 0.0 <= now_s - self._asked_s < _FAILURES_INTERVAL_S:
+            self._asked_s = now_s
+            self._failed_starts = read_start_failures(context.app_name or "", context.deployment_name).number
+        return self._failed_starts
 
-def observation(context: AutoscalingContext) -> Observation:
+
+def observation(context: AutoscalingContext, failed_starts: int = 0) -> Observation:
     """What Serve has collected, as sizing takes it."""
     by_replica: dict[str, dict[str, float]] = {}
     for name, series_of in (context.raw_metrics or {}).items():
@@ -82,4 +97,5 @@ def observation(context: AutoscalingContext) -> Observation:
         num_running=context.current_num_replicas,
         reports={replica_id: ReplicaReport.of(numbers) for replica_id, numbers in by_replica.items()},
         open_requests=context.total_num_requests,
+        failed_starts=failed_starts,
     )

@@ -53,6 +53,7 @@ class Observation(NamedTuple):
         num_running: replicas that are ready.
         reports: the latest of each running replica, by its id; missing until it has sent one.
         open_requests: as Serve counts them, those queued before its router included.
+        failed_starts: of replicas, ever.
     """
 
     now_s: float
@@ -60,3 +61,4 @@ class Observation(NamedTuple):
     num_running: int
     reports: Mapping[str, ReplicaReport]
     open_requests: float
+    failed_starts: int = 0

@@ -25,6 +25,10 @@ _DRAIN_TARGETS = 4.0
 _TARGET_SHARE = 0.9
 # The first token's target is one for 95 of 100 requests.
 _LATE_SHARE = 0.05
+# Serve gives a deployment up whose first replica has failed to start twice: back at none, the next request tries again.
+_MOST_FAILED_STARTS = 2
+# Until then those who wait have been told, and ask for no further start.
+_FAILED_REST_S = 3.0
 # What a start is taken to last until one was seen, and the weight of a further one.
 _DEFAULT_START_S = 5.0
 _START_WEIGHT = 0.3
@@ -72,6 +76,8 @@ class Sizer:
         self._last: Observation | None = None
         self._short_since_s: float | None = None
         self._busy_at_s: float | None = None
+        self._failed_before: int | None = None
+        self._failed_at_s: float | None = None
         self._needs: deque[tuple[float, Need]] = deque()
 
     def decide(self, seen: Observation) -> Decision:
@@ -79,6 +85,8 @@ class Sizer:
         rules = self._rules
         self._follow(seen)
         target = seen.target
+        if self._gives_up(seen):
+            return Decision(0, "failed", f"{_MOST_FAILED_STARTS} replicas in a row failed to start")
         if not seen.num_running:
             # What starts is let start; Serve itself starts the first for a request.
             return Decision(max(target, rules.min_replicas), "keep", "no replica is ready")
@@ -129,6 +137,19 @@ class Sizer:
                 self._start_s += (now_s - self._starts.popleft() - self._start_s) * _START_WEIGHT
         while len(self._starts) > max(seen.target - seen.num_running, 0):
             self._starts.pop()
+
+    def _gives_up(self, seen: Observation) -> bool:
+        """Whether a model that may have no replica is not to be started until somebody asks again.
+
+        Serve itself decides while requests wait for a first replica: here nobody does.
+        """
+        if self._failed_before is None or seen.num_running or not seen.target:
+            self._failed_before, self._failed_at_s = seen.failed_starts, None
+        if self._rules.min_replicas or seen.failed_starts - self._failed_before < _MOST_FAILED_STARTS:
+            return False
+        if self._failed_at_s is None:
+            self._failed_at_s = seen.now_s
+        return seen.now_s - self._failed_at_s >= _FAILED_REST_S
 
     def _is_idle(self, seen: Observation) -> bool:
         """Whether nothing has been asked for as long as `idle_to_zero_s`, and nothing runs."""

@@ -121,6 +121,17 @@ class Attempts:
         for attempt in self._found(self._balancer.expire()):
             self._fail_over(attempt, "no replica has confirmed it")
 
+    @property
+    def num_without_replica(self) -> int:
+        """Attempts that no replica has."""
+        return sum(self._balancer.replica_of(number) is None for number in self._attempts)
+
+    def fail_without_replica(self, error: QuireError) -> None:
+        """End those that no replica has with an error: none can be expected."""
+        for attempt in list(self._attempts.values()):
+            if self.is_current(attempt) and self._balancer.replica_of(attempt.number) is None:
+                self._end_with(attempt, error)
+
     def close(self) -> None:
         """End all of them with an error."""
         self._submitting.close()

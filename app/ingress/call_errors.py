@@ -39,5 +39,7 @@ def classify(error: Exception) -> CallFailure:
     if isinstance(error, BackPressureError):
         return CallFailure("final", OverloadedError(str(error)))
     if isinstance(error, DeploymentUnavailableError):
-        return CallFailure("final", EngineDeadError(str(error)))
+        # Serve has given the deployment up, for now or until it is deployed again.
+        message = "the model's replicas could not start; the server's log and /health say why"
+        return CallFailure("final", EngineDeadError(message))
     return CallFailure("final", QuireError(f"the replica failed: {type(error).__name__}: {error}"))

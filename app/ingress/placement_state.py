@@ -1,4 +1,5 @@
-"""What a deployment's replicas wait for before they can start, for `/health`: resources of their placement groups."""
+"""What a deployment's replicas wait for before they can start, resources of their placement groups; and why they could
+not. For `/health`, and for requests that wait for a replica."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import json
 import logging
 from collections.abc import Callable
 from typing import Any
+
+from app.autoscaling.start_failures import StartFailures, read_start_failures
 
 logger = logging.getLogger("ray.serve")
 
@@ -20,13 +23,15 @@ class PlacementWatch:
     Args:
         handle: of the deployment (a DeploymentHandle).
         is_needed: whether no replica runs.
+        failed: told of the starts that have failed, each time that it looks.
 
     Attributes:
         awaited: see awaited_resources.
     """
 
-    def __init__(self, handle: Any, is_needed: Callable[[], bool]) -> None:
+    def __init__(self, handle: Any, is_needed: Callable[[], bool], failed: Callable[[StartFailures], None]) -> None:
         self.awaited = ""
+        self._failed = failed
         self._handle = handle
         self._is_needed = is_needed
         self._task: asyncio.Task[None] | None = None
@@ -45,6 +50,7 @@ class PlacementWatch:
             if self._is_needed():
                 where = (self._handle.app_name, self._handle.deployment_name)
                 self.awaited = await asyncio.to_thread(awaited_resources, *where)
+                self._failed(await asyncio.to_thread(read_start_failures, *where))
             await asyncio.sleep(_INTERVAL_S)
 
 

@@ -8,12 +8,14 @@ calls from its thread.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import uuid
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
+from app.autoscaling.start_failures import StartFailures
 from app.balancer import Balancer, Placement, RequestTerms
 from app.balancer.admission_settings import AdmissionSettings, ClassSettings
 from app.balancer.registry import ReplicaInfo, deployment_key, registry
@@ -35,9 +37,13 @@ from engine.errors import EngineDeadError
 from engine.outputs import SequenceOutput
 from engine.request import EngineRequest
 
+logger = logging.getLogger("ray.serve")
+
 # How often unconfirmed bookings are looked through.
 _EXPIRY_INTERVAL_S = 30.0
 _RETIRE_POLL_S = 0.5
+# Whoever waits for a first replica is told so when so many have failed to start meanwhile: one may be chance.
+_MOST_FAILED_STARTS = 2
 # Serve's own: whether routers run on a thread of theirs or on the loop that calls.
 _ROUTER_THREAD_VARIABLE = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
 
@@ -78,7 +84,11 @@ class ReplicaSetClient:
         # No replicas are no failure: the first request starts one.
         self._scales_to_zero = False
         # Tests bring sockets of their own, and no cluster to ask.
-        self._placement = PlacementWatch(handle, lambda: not self._links.live) if connector is None else None
+        self._placement = None
+        if connector is None:
+            self._placement = PlacementWatch(handle, lambda: not self._links.live, self.starts_failed)
+        self._failed_starts = StartFailures()
+        self._failed_before: int | None = None
 
     # The ModelClient protocol
 
@@ -144,14 +154,31 @@ class ReplicaSetClient:
         if live:
             detail = "ready" if simulated is None else f"ready, SIMULATED on {simulated}: its tokens mean nothing"
         elif self._scales_to_zero:
-            detail = "no replica runs; the first request starts one"
+            detail = "no replica runs; the first request starts one" + self._last_failure
         elif self._links.num_known:
             detail = f"connecting to replicas ({self._links.num_known} known)"
         else:
             awaited = self._placement.awaited if self._placement is not None else ""
-            detail = awaited or "starting: no replica is ready yet"
+            detail = (awaited or "starting: no replica is ready yet") + self._last_failure
         ready = not self._closed and (bool(live) or self._scales_to_zero)
         return ModelState(self.model_id, ready, len(live), detail, min(lengths, default=None), simulated)
+
+    @property
+    def _last_failure(self) -> str:
+        reason = self._failed_starts.reason
+        return f"; the last start failed: {reason}" if reason else ""
+
+    def starts_failed(self, failures: StartFailures) -> None:
+        """What is known of failed starts while no replica runs: requests need not wait for those that cannot start."""
+        self._failed_starts = failures
+        # One may have come up since it was asked for.
+        if self._failed_before is None or self._links.live or not self._attempts.num_without_replica:
+            self._failed_before = failures.number
+        elif failures.number - self._failed_before >= _MOST_FAILED_STARTS:
+            self._failed_before = failures.number
+            logger.error("Model %s: no replica can start: %s", self.model_id, failures.reason)
+            message = f"no replica of {self.model_id} could start; the server's log and /health say why"
+            self._attempts.fail_without_replica(EngineDeadError(message))
 
     @property
     def deployment(self) -> DeploymentName:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from app.autoscaling.start_failures import note_failed_start, note_start
 from app.replica.counters import replica_counters
 from app.replica.rank_actors import RankActors
 from app.replica.service import ReplicaService
@@ -49,6 +50,18 @@ class EngineReplica:
         agent_metrics_s: float | None = None,
     ) -> None:
         # Serve runs this on the user-code thread, so that loading holds up neither its health checks nor its RPCs.
+        context = serve.get_replica_context()
+        try:
+            self._load(model_id, source, engine_options, agent_metrics_s)
+        except Exception as error:
+            # For those who wait for a replica; the log has it from Serve.
+            note_failed_start(context.app_name, context.deployment, error)
+            raise
+        note_start(context.app_name, context.deployment)
+
+    def _load(
+        self, model_id: str, source: str, engine_options: dict[str, Any] | None, agent_metrics_s: float | None
+    ) -> None:
         began = time.monotonic()
         origin = origin_of_replica()
         join_logs(origin.logging_config)

