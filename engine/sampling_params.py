@@ -16,6 +16,8 @@ MAX_N = 128
 MAX_SEED = (1 << 64) - 1
 MAX_LOGIT_BIAS = 1024
 MAX_STOP_STRINGS = 16
+# What may become a stop string is held back and looked through token by token, at its length squared.
+MAX_STOP_LENGTH = 1024
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class SamplingParams:
         logprobs: report the log-probability of each drawn token and of this many most likely ones, under the model's
             own distribution (before bias, penalties and temperature). None reports nothing.
         seed: of the counter-based generator; None takes the engine's.
-        stop: strings that end the text; cut from it unless `include_stop_str_in_output`.
+        stop: strings that end the text, 16 of 1,024 characters at most; cut from it unless
+            `include_stop_str_in_output`.
         stop_token_ids: ids that end the sequence, besides the model's end-of-sequence ids.
         ignore_eos: do not end at the model's end-of-sequence ids.
         skip_special_tokens: leave special tokens out of the text.
@@ -176,6 +179,13 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
         raise _out_of_range(name, value, "non-empty strings")
     if len(strings) > MAX_STOP_STRINGS:
         raise _out_of_range(name, f"{len(strings)} strings", f"at most {MAX_STOP_STRINGS}")
+    longest = max(map(len, strings), default=0)
+    if longest > MAX_STOP_LENGTH:
+        raise RequestError(
+            f"{name} holds a string of {longest} characters; at most {MAX_STOP_LENGTH} are allowed",
+            param=name,
+            code="invalid_value",
+        )
     return strings
 
 

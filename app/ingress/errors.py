@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 Body = TypeVar("Body", bound=BaseModel)
 
+# Errors quote what the client sent, which may be megabytes.
+_MAX_TEXT = 2000
+
 _TYPES = {
     400: "invalid_request_error",
     401: "invalid_request_error",
@@ -56,13 +59,17 @@ def error_body(error: Exception) -> dict[str, Any]:
         message = error.detail
     return {
         "error": {
-            "message": message,
+            "message": _shortened(message),
             "type": _TYPES.get(status, "server_error"),
-            "param": getattr(error, "param", None),
+            "param": _shortened(getattr(error, "param", None)),
             "code": getattr(error, "code", None),
             **({"retry_after": _retry_after(error)} if isinstance(error, OverloadedError) else {}),
         }
     }
+
+
+def _shortened(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} ..."
 
 
 def status_of(error: Exception) -> int:

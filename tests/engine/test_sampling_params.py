@@ -32,6 +32,8 @@ from engine.sampling_params import SamplingParams
         ("seed", -1),
         ("seed", 1 << 64),
         ("stop", ["a", ""]),
+        ("stop", ["a"] * 17),
+        ("stop", ["a", "b" * 1025]),
         ("stop", 3),
         ("stop_token_ids", [-1]),
         ("stop_token_ids", "ab"),

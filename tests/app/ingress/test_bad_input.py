@@ -270,6 +270,18 @@ async def test_an_unknown_model_is_not_found(http: httpx2.AsyncClient, path: str
     assert "tiny" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("change", "status"), [({"model": "x" * 100_000}, 404), ({"y" * 100_000: 1}, 400), ({"stop": "z" * 100_000}, 400)]
+)
+async def test_an_error_does_not_send_back_all_that_it_is_about(
+    http: httpx2.AsyncClient, change: dict[str, Any], status: int
+) -> None:
+    response = await http.post(CHAT, json=chat(**change))
+    error_of(response, status)
+    assert len(response.content) < 5_000
+    await assert_still_serves(http)
+
+
 async def test_unknown_paths_and_methods(http: httpx2.AsyncClient) -> None:
     error_of(await http.get("/v1/nothing"), 404)
     error_of(await http.get("/"), 404)
