@@ -56,9 +56,18 @@ _ALWAYS: Mapping[str, str] = {
 _HAPROXY: Mapping[str, str] = {HAPROXY_VARIABLE: "1", "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "1"}
 _AUTOSCALING: Mapping[str, str] = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.1"}
 
-# Behind HAProxy an ingress replica that stops stays up for so long, for load balancers to hear of it: Serve's half a
-# minute is for those outside the cluster, and longer than a session's end waits. HAProxy reloads within a second.
-_SESSION: Mapping[str, str] = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3"}
+
+def session_environment() -> dict[str, str]:
+    """What holds for a session on this machine alone, which nothing stands before."""
+    return {
+        # Behind HAProxy an ingress replica that stops stays up for so long, for load balancers to hear of it: Serve's
+        # half a minute is for those outside the cluster, and longer than a session's end waits. HAProxy reloads within
+        # a second.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
+        # HAProxy has four threads on any machine. Each wakes for the streams of its own connections, where one would
+        # take those of a whole step at a time; a core carries many thousand of their tokens a second.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, (os.cpu_count() or 1) // 2))),
+    }
 
 
 def environment(config: LoadedConfig) -> dict[str, str]:
@@ -70,9 +79,9 @@ def environment(config: LoadedConfig) -> dict[str, str]:
 def apply_environment(config: LoadedConfig) -> None:
     """Set what is not set yet, in this process, before Ray is imported: its processes inherit it.
 
-    For a session on this machine, which nothing stands before.
+    For a session on this machine.
     """
-    for name, value in {**environment(config), **_SESSION}.items():
+    for name, value in {**environment(config), **session_environment()}.items():
         os.environ.setdefault(name, value)
 
 

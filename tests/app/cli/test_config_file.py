@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from app.__main__ import cli
 from app.cli.config_file import SERVE_KEYS, check_port_is_free, load_config
-from app.cli.ray_environment import apply_environment, environment
+from app.cli.ray_environment import apply_environment, environment, session_environment
 from engine.errors import ConfigError, ModelLoadError
 
 GOOD = """
@@ -80,10 +80,13 @@ def test_what_ray_is_to_be_started_with(tmp_path: Path, monkeypatch: pytest.Monk
     assert float(environment(plain)[control_loop]) == 0.5
     for name in environment(plain):
         monkeypatch.setenv(name, "ours")
-    # Set, so that it is taken away again after the test.
-    monkeypatch.setenv(DRAINING, "")
-    monkeypatch.delenv(DRAINING)
+    for name in session_environment():
+        # Set, so that it is taken away again after the test.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
     apply_environment(plain)
+    assert os.environ["RAY_SERVE_HAPROXY_NBTHREAD"] == "1"
     # A session's end waits half a minute for Serve, which would give load balancers as long: there are none.
     assert float(os.environ[DRAINING]) < 10
     assert DRAINING not in environment(plain), "a cluster may have some"
