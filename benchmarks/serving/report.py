@@ -144,8 +144,12 @@ def first_token_summary(pairs: Sequence[FirstTokens]) -> dict[str, Any]:
 def used_seconds(
     before: Mapping[tuple[int, str], float], after: Mapping[tuple[int, str], float]
 ) -> dict[tuple[int, str], float]:
-    """CPU seconds between two readings, by process; one that has begun meanwhile counts from nothing."""
-    return {key: seconds - before.get(key, 0.0) for key, seconds in after.items()}
+    """CPU seconds between two readings, by process; one that has begun meanwhile counts from nothing.
+
+    Ray's workers change their titles, which say what they do.
+    """
+    earlier = {pid: seconds for (pid, _), seconds in before.items()}
+    return {(pid, title): seconds - earlier.get(pid, 0.0) for (pid, title), seconds in after.items()}
 
 
 def process_lines(before: Mapping[tuple[int, str], float], after: Mapping[tuple[int, str], float]) -> Iterator[str]:

@@ -51,8 +51,8 @@ def test_what_others_than_the_engine_used_is_told_apart() -> None:
 
 
 def test_processes_that_begin_and_end_while_it_is_measured() -> None:
-    before, after = {(1, "a"): 2.0, (2, "b"): 1.0}, {(1, "a"): 2.5, (3, "c"): 0.25}
-    assert used_seconds(before, after) == {(1, "a"): 0.5, (3, "c"): 0.25}
+    before, after = {(1, "a"): 2.0, (2, "b"): 1.0}, {(1, "a.method"): 2.5, (3, "c"): 0.25}
+    assert used_seconds(before, after) == {(1, "a.method"): 0.5, (3, "c"): 0.25}
 
 
 def test_the_summary() -> None:
