@@ -27,7 +27,7 @@ bool has_avx2() {
 // What emulates them was compiled for AVX2.
 bool has_avx512() { return has_avx2(); }
 bool has_avx512_bf16() { return has_avx2(); }
-#else
+#elif defined(QUIRE_AVX512)
 bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
@@ -39,8 +39,10 @@ bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf
 // Best first.
 const Choice* choices() {
     static const Choice all[] = {
+#if defined(QUIRE_AVX512)
         {&avx512_bf16::kernels, &avx512_bf16::decoder_kernels, has_avx512_bf16()},
         {&avx512::kernels, &avx512::decoder_kernels, has_avx512()},
+#endif
         {&avx2::kernels, &avx2::decoder_kernels, has_avx2()},
         {&scalar::kernels, &scalar::decoder_kernels, true},
         {nullptr, nullptr, false},
@@ -67,6 +69,9 @@ int find(const char* name, const Choice** found) {
         *found = choice;
         return QUIRE_OK;
     }
+#if !defined(QUIRE_AVX512)
+    if (strncmp(name, "avx512", 6) == 0) return fail(QUIRE_UNSUPPORTED, "this library was built without %s", name);
+#endif
     return fail(QUIRE_INVALID_ARGUMENT, "instruction set \"%s\" is none of scalar, avx2, avx512, avx512_bf16", name);
 }
 
