@@ -13,17 +13,25 @@ async def merge(streams: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator
     """Yield the items of all streams as they come; the first error ends them all.
 
     Closing this generator closes every stream. No stream runs ahead of the reader by more than one item, and none
-    starves another.
+    starves another. An item costs the same however many streams there are.
     """
-    waiting = {asyncio.create_task(_next(stream)): stream for stream in streams}
+    waiting: dict[asyncio.Task[tuple[Item, ...]], AsyncGenerator[Item, None]] = {}
+    ready: asyncio.Queue[asyncio.Task[tuple[Item, ...]]] = asyncio.Queue()
+
+    def read(stream: AsyncGenerator[Item, None]) -> None:
+        task = asyncio.create_task(_next(stream))
+        task.add_done_callback(ready.put_nowait)
+        waiting[task] = stream
+
     try:
+        for stream in streams:
+            read(stream)
         while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                for item in task.result():
-                    yield item
-                    waiting[asyncio.create_task(_next(waiting[task]))] = waiting[task]
-                del waiting[task]
+            task = await ready.get()
+            for item in task.result():
+                yield item
+                read(waiting[task])
+            del waiting[task]
     finally:
         for task in waiting:
             task.cancel()
