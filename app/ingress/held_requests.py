@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from app.balancer import Balancer
 from app.balancer.terms import Refusal
 
+logger = logging.getLogger("ray.serve")
+
 # A replica may come free sooner than foreseen, and is noticed within this.
 _LONGEST_S = 0.02
 # Looks follow one another no faster.
 _SHORTEST_S = 0.001
+# After a fault of ours the next look comes so much later.
+_FAULT_S = 1.0
 
 
 class HeldRequests:
@@ -45,8 +50,15 @@ class HeldRequests:
 
     def _dispatch(self) -> None:
         self._timer = None
-        for number in self._balancer.dispatch():
-            self._send(number)
-        for number, refusal in self._balancer.take_refused():
-            self._refuse(number, refusal)
-        self.watch()
+        try:
+            for number in self._balancer.dispatch():
+                self._send(number)
+            for number, refusal in self._balancer.take_refused():
+                self._refuse(number, refusal)
+        except Exception:
+            # Whatever it was, those who wait must not wait for ever.
+            logger.exception("looking through the requests that wait has failed")
+            if not self._closed:
+                self._timer = asyncio.get_running_loop().call_later(_FAULT_S, self._dispatch)
+        else:
+            self.watch()

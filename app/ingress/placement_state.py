@@ -47,10 +47,13 @@ class PlacementWatch:
 
     async def _watch(self) -> None:
         while True:
-            if self._is_needed():
-                where = (self._handle.app_name, self._handle.deployment_name)
-                self.awaited = await asyncio.to_thread(awaited_resources, *where)
-                self._failed(await asyncio.to_thread(read_start_failures, *where))
+            try:
+                if self._is_needed():
+                    where = (self._handle.app_name, self._handle.deployment_name)
+                    self.awaited = await asyncio.to_thread(awaited_resources, *where)
+                    self._failed(await asyncio.to_thread(read_start_failures, *where))
+            except Exception:
+                logger.exception("what replicas wait for cannot be told")
             await asyncio.sleep(_INTERVAL_S)
 
 

@@ -67,11 +67,11 @@ class PromiseExchange:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
-            taken = {model_id: client.take_promises() for model_id, client in self._clients().items()}
-            news = {model_id: told for model_id, told in taken.items() if told.made or told.kept}
-            if not news:
-                continue
             try:
+                taken = {model_id: client.take_promises() for model_id, client in self._clients().items()}
+                news = {model_id: told for model_id, told in taken.items() if told.made or told.kept}
+                if not news:
+                    continue
                 async with asyncio.timeout(_TIMEOUT_S):
                     await self._broadcast(self._ingress_id, news)
             except Exception as error:

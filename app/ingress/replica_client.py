@@ -280,9 +280,9 @@ class ReplicaSetClient:
 
     def _expire(self) -> None:
         assert self._loop is not None
-        self._attempts.expire()
         if not self._closed:
             self._loop.call_later(_EXPIRY_INTERVAL_S, self._expire)
+        self._attempts.expire()
 
     # What the links tell
 
