@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ BUILDERS: dict[str, type[AppArgs] | type[ModelAppArgs] | type[IngressAppArgs]] =
     "app.builder:build_ingress": IngressAppArgs,
 }
 
+# HAProxy's own ports: metrics, and statistics. They listen on all interfaces.
+HAPROXY_PORTS = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 # What Serve's own parts of the file may say; it passes over what it does not know.
 SERVE_KEYS = {
     "config": {
@@ -268,8 +271,17 @@ def _check_nothing_dropped(path: Path, name: str, args: AnyAppArgs, config: Ingr
         )
 
 
-def check_port_is_free(host: str, port: int) -> None:
-    """ConfigError if something listens there already; Serve itself would only time out."""
+def check_ports_are_free(config: LoadedConfig) -> None:
+    """ConfigError if something listens already where HTTP is to be, or HAProxy's own two ports; Serve would only time
+    out, or say that HAProxy has crashed."""
+    check_port_is_free(config.host, config.port)
+    if config.haproxy:
+        for variable, port in HAPROXY_PORTS.items():
+            check_port_is_free("0.0.0.0", int(os.environ.get(variable, port)), f"set {variable} to another port")
+
+
+def check_port_is_free(host: str, port: int, remedy: str = "change http_options.port") -> None:
+    """ConfigError if something listens there already."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As servers do: a port whose last connections are still fading out counts as free.
@@ -278,7 +290,7 @@ def check_port_is_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ConfigError(
-                f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it or change http_options.port"
+                f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it or {remedy}"
             ) from None
 
 

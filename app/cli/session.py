@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from app.cli.config_file import LoadedConfig, check_port_is_free
+from app.cli.config_file import LoadedConfig, check_ports_are_free
 from app.cli.processes import descendants, terminate
 from app.cli.progress import DeploymentFailedError, StartupView, follow_startup, reason
 from app.cli.ray_environment import apply_environment
@@ -38,7 +38,7 @@ def serve_until_stopped(config: LoadedConfig, *, dashboard: bool, logs: bool) ->
         ConfigError: the port is taken, or Serve refuses the config.
         QuireError: the deployment failed; the message is the replica's own reason.
     """
-    check_port_is_free(config.host, config.port)
+    check_ports_are_free(config)
     console = Console(highlight=False)
     stop = threading.Event()
     began = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from app.__main__ import cli
-from app.cli.config_file import SERVE_KEYS, check_port_is_free, load_config
+from app.cli.config_file import HAPROXY_PORTS, SERVE_KEYS, check_port_is_free, check_ports_are_free, load_config
 from app.cli.ray_environment import apply_environment, environment, session_environment
 from engine.errors import ConfigError, ModelLoadError
 
@@ -157,7 +158,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_serves_own_keys_are_those_of_the_pinned_version() -> None:
-    from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
+    with warnings.catch_warnings():
+        # Ray's modules warn of their own use of pydantic when they are imported.
+        warnings.simplefilter("ignore")
+        from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
     schemas: dict[str, type[BaseModel]] = {
         "config": ServeDeploySchema,
@@ -182,6 +186,27 @@ def test_a_taken_port_is_named() -> None:
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
             check_port_is_free("127.0.0.1", port)
     check_port_is_free("127.0.0.1", port)
+
+
+def test_haproxys_own_ports_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ray.serve._private import constants
+
+    pinned = {name: getattr(constants, name) for name in HAPROXY_PORTS}
+    assert pinned == HAPROXY_PORTS
+    with socket.socket() as taken, socket.socket() as free:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free.bind(("127.0.0.1", 0))
+        port, other = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", str(other))
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_STATS_PORT", str(port))
+        config = load_config(written(tmp_path, FLEET.replace("port: 8123", f"port: {other}")))
+        with pytest.raises(ConfigError, match=f"0.0.0.0:{port} .*; stop what uses it or set RAY_SERVE_HAPROXY_STATS"):
+            check_ports_are_free(config)
+        check_ports_are_free(load_config(written(tmp_path, GOOD.replace("port: 8123", f"port: {other}"))))
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])
