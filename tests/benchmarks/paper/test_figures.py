@@ -14,7 +14,7 @@ from benchmarks.paper.figure import Context, Figure, Outcome, Row, Scale
 from benchmarks.paper.figures import FIGURES
 from benchmarks.paper.report import Origin, as_json, write_drawing, write_results, write_table
 
-SCALE = Scale(quick=True, duration_s=6.0, rate_shares=(0.3,), real_s=0.01)
+SCALE = Scale(quick=True, duration_s=6.0, rate_shares=(1.0,), real_s=0.01)
 ORIGIN = Origin("2026-11-22 10:00 UTC", "python -m benchmarks.paper fig99", "a machine", 0.5, 1.0)
 FAST = ("fig02", "fig13")
 
