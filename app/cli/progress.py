@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
@@ -98,7 +99,7 @@ def follow_startup(client: Any, config: LoadedConfig, view: StartupView, stop: t
 class ReplicaLogs:
     """The latest line of progress of each model, from the replicas' log files (`Model ID: what`)."""
 
-    _LINE = re.compile(r"Model (\S+): (.+?)\s*$", re.MULTILINE)
+    _LINE = re.compile(r"Model (\S+): (.+?)\s*$")
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,9 +115,19 @@ class ReplicaLogs:
             # A line that is still being written is left for the next look.
             whole = text[: text.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(whole)
-            for model_id, what in self._LINE.findall(whole.decode(errors="replace")):
-                self._latest[model_id] = re.sub(r" -- \S+$", "", what)
+            for line in whole.decode(errors="replace").splitlines():
+                if found := self._LINE.search(_message(line)):
+                    model_id, what = found.groups()
+                    self._latest[model_id] = re.sub(r" -- \S+$", "", what)
         return self._latest
+
+
+def _message(line: str) -> str:
+    """What a line of a log says: all of it, but for a config whose `logging_config` asks for JSON."""
+    if line.startswith("{"):
+        with suppress(ValueError):
+            return str(json.loads(line).get("message", ""))
+    return line
 
 
 def reason(message: str) -> str:

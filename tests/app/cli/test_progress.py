@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +50,13 @@ def test_progress_is_the_models_last_whole_line(tmp_path: Path) -> None:
         file.write("ghts 80 %\nINFO Model org/n: warm-up\n")
     assert logs.latest() == {"m": "loading weights 80 %", "org/n": "warm-up"}
     assert logs.latest() == {"m": "loading weights 80 %", "org/n": "warm-up"}
+
+
+def test_progress_is_the_message_of_a_line_in_json(tmp_path: Path) -> None:
+    logs = ReplicaLogs(tmp_path)
+    lines = [{"message": "Model m: ready after 0.7 s, 16", "filename": "deployment.py"}, {"levelname": "INFO"}]
+    (tmp_path / "replica_m_x1.log").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + "{Model n: x\n")
+    assert logs.latest() == {"m": "ready after 0.7 s, 16", "n": "x"}
 
 
 class Looks(threading.Event):
