@@ -27,6 +27,9 @@ from app.balancer.waiting_room import WaitingRoom
 _MARGIN = 0.7
 # Who will be late is looked for this often.
 _SWEEP_INTERVAL_S = 0.1
+# A tenant that has asked for less than its share may have what is served here in so many seconds, or within the
+# shortest deadline if that is sooner, before it counts as one that asks for more.
+_CREDIT_S = 3.0
 # Seats that the work of a sequence is reckoned with where a replica has not told how many it has.
 _SEATS = 64
 # Without any replica, so many requests wait in Serve, which starts one for them; the others wait here.
@@ -57,7 +60,6 @@ class Admission:
         turn: Callable[[Booking, float], float] | None = None,
         draw: random.Random | None = None,
     ) -> None:
-        self.settings = settings
         self.replica_queue = ReplicaQueue(settings, draw or random.Random())
         self.reservations = Reservations()
         self.counts = AdmissionCounts()
@@ -66,11 +68,12 @@ class Admission:
         self._foresight = Foresight()
         self._next_sweep_at = -math.inf
         self._room = WaitingRoom(turn)
-        self._room.set_weights(settings.tenant_weights)
+        self.reconfigure(settings)
 
     def reconfigure(self, settings: AdmissionSettings) -> None:
         """Go by other settings from now on. What waits keeps its terms."""
         self.settings = settings
+        self._credit_s = min(_CREDIT_S, *(entry.ttft_deadline_s for entry in settings.classes.values()))
         self.replica_queue.reconfigure(settings)
         self._room.set_weights(settings.tenant_weights)
 
@@ -217,7 +220,10 @@ class Admission:
         self._room.remove(booking)
 
     def _advance(self, now: float, num_replicas: int) -> None:
-        self._foresight.advance(now, num_replicas, waiting=len(self._room) > 0)
+        waiting = len(self._room) > 0
+        self._foresight.advance(now, num_replicas, waiting=waiting)
+        if waiting and num_replicas:
+            self._room.set_credit(self._foresight.rate * self._credit_s)
 
     def _slack_s(self, booking: Booking, deadline_s: float) -> float:
         return self._foresight.slack_s(booking.prefill_s, self.replica_queue.seconds, deadline_s)

@@ -53,8 +53,9 @@ class Admitting:
             admission.in_serve.add(booking.key)
             return Placement(None, 0)
         if willing:
-            fleet.num_held = min(len(admission), _MAX_CROWD)
-            if not admission.must_wait(booking) and self._send(booking, willing, now):
+            waiting = len(admission)
+            fleet.num_held = min(waiting, _MAX_CROWD)
+            if not (waiting and admission.must_wait(booking)) and self._send(booking, willing, now):
                 return Placement(booking.replica_id, 0)
             if booking.slot < 0:
                 # Choose for it, but place it nowhere.
@@ -136,6 +137,7 @@ class Admitting:
         return True
 
     def _placed(self, booking: Booking, now: float) -> None:
-        self._holding.placed(now - booking.arrived_at + booking.predicted_wait_s + booking.prefill_s)
+        if self._hold_s is not None:
+            self._holding.placed(now - booking.arrived_at + booking.predicted_wait_s + booking.prefill_s)
         self.admission.measure(booking)
         self.admission.sent(booking, now)

@@ -12,8 +12,8 @@ from heapq import heapify, heappop, heapreplace
 
 from app.balancer.booking import Booking
 
-# Of so many mean requests a tenant that has asked for nothing may be ahead of its share.
-_BURST = 8.0
+# Of so many mean requests, at least, a tenant that has asked for nothing may be ahead of its share.
+_LEAST_BURST = 2.0
 # Weight of one more request in their mean.
 _WEIGHT = 0.1
 # Fewer tenants than this are not looked through for those who may be forgotten.
@@ -50,6 +50,10 @@ class _Level:
     is its work by its tenant's weight after that one's own tag; or just before now, if that is later. The least tag
     goes first: whoever asks for less than its share goes next, however much others have queued. In turns, as by
     deficit round robin, it would wait for a turn of each.
+
+    Attributes:
+        now: virtual time.
+        credit: how far a tenant's tag may be behind it: what whoever has asked for less may ask for at once.
     """
 
     def __init__(self) -> None:
@@ -60,6 +64,7 @@ class _Level:
         self._ends: dict[str, float] = {}
         self._many_ends = _FEW
         self._mean_work = 0.0
+        self.credit = 0.0
 
     def add(self, booking: Booking, weight: float) -> None:
         name = booking.terms.tenant
@@ -122,7 +127,7 @@ class _Level:
 
     @property
     def _earliest(self) -> float:
-        return self.now - _BURST * self._mean_work
+        return self.now - max(self.credit, _LEAST_BURST * self._mean_work)
 
     def turn_of(self, name: str, key: _Key, weight: float) -> float:
         """What a tenant's booking of that key has for a tag, in the queue or not."""
@@ -175,6 +180,7 @@ class FairQueue:
         self._weights = dict(weights or {})
         self._levels: dict[int, _Level] = {}
         self._queued: dict[int, Booking] = {}
+        self._credit_s = 0.0
         self.num_tokens = 0.0
 
     def __len__(self) -> int:
@@ -185,6 +191,18 @@ class FairQueue:
 
     def __iter__(self) -> Iterator[Booking]:
         return iter(self._queued.values())
+
+    @property
+    def credit_s(self) -> float:
+        """Replica-seconds that a tenant which has asked for less than its share may be ahead of it, a mean request or
+        two at least: otherwise requests that come in a cluster by chance would be taken for a flood."""
+        return self._credit_s
+
+    @credit_s.setter
+    def credit_s(self, credit_s: float) -> None:
+        self._credit_s = credit_s
+        for level in self._levels.values():
+            level.credit = credit_s
 
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Go by other weights from now on."""
@@ -202,7 +220,7 @@ class FairQueue:
         """Queue it by its terms, `work_s` and `deadline_at`, which stay as they are until it is removed."""
         self._queued[booking.key] = booking
         self.num_tokens += booking.num_tokens
-        level = self._levels.setdefault(booking.terms.priority, _Level())
+        level = self._level(booking.terms.priority)
         level.add(booking, self._weight(booking.terms.tenant))
 
     def remove(self, booking: Booking) -> None:
@@ -292,8 +310,15 @@ class FairQueue:
             before_s += level.work_s
 
     def _charge(self, booking: Booking, work_s: float) -> None:
-        level = self._levels.setdefault(booking.terms.priority, _Level())
+        level = self._level(booking.terms.priority)
         level.charge(booking.terms.tenant, work_s / self._weight(booking.terms.tenant))
+
+    def _level(self, priority: int) -> _Level:
+        level = self._levels.get(priority)
+        if level is None:
+            level = self._levels[priority] = _Level()
+            level.credit = self._credit_s
+        return level
 
     def _weight(self, tenant: str) -> float:
         return self._weights.get(tenant, 1.0)

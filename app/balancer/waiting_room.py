@@ -45,6 +45,10 @@ class WaitingRoom:
         """Tokens of all who wait."""
         return self._queue.num_tokens + sum(booking.num_tokens for booking in self._window.values())
 
+    def set_credit(self, credit_s: float) -> None:
+        """Replica-seconds that a tenant may be ahead of its share; see FairQueue."""
+        self._queue.credit_s = credit_s
+
     def set_weights(self, weights: Mapping[str, float]) -> None:
         """Of tenants that are to have more or less than others."""
         self._queue.set_weights(weights)
@@ -53,8 +57,6 @@ class WaitingRoom:
 
     def goes_first(self, booking: Booking) -> bool:
         """Whether nobody waits who goes before one that has just come. Its `turn` is set."""
-        if not len(self):
-            return True
         priority = booking.terms.priority
         if self._turn is not None:
             return not (

@@ -108,14 +108,16 @@ def test_who_asks_for_less_than_its_share_goes_next_and_who_floods_is_not_due() 
     assert not queue.has_had_less(after)
 
 
-def test_idleness_saves_up_no_more_than_a_few_requests() -> None:
+@pytest.mark.parametrize(("credit_s", "saved"), [(0.0, 2), (0.8, 8)])
+def test_idleness_saves_up_no_more_than_a_few_requests(credit_s: float, saved: int) -> None:
     queue = queue_of(*(booking(key, "flood") for key in range(200)))
+    queue.credit_s = credit_s
     sent(queue, 100)
     for key in range(1000, 1050):
         queue.add(booking(key, "late"))
-    first = sent(queue, 20)
-    assert first[:9] == ["late"] * 9
-    assert 13 <= first.count("late") <= 15
+    first = sent(queue, 2 * saved + 8)
+    assert first[: saved + 1] == ["late"] * (saved + 1)
+    assert first.count("late") == pytest.approx(saved + (saved + 8) / 2, abs=1)
 
 
 def test_what_goes_nowhere_is_not_charged_and_what_goes_past_the_queue_is() -> None:
