@@ -41,6 +41,15 @@ def test_a_flood_slows_a_calm_tenant_little() -> None:
     assert found["beside a flood"]["flooding"]["refused"] > 0
 
 
+def test_requests_of_a_calm_tenant_that_come_in_a_cluster_are_not_refused_for_a_flood() -> None:
+    # Seven of them come to one ingress within 1.5 s here; two mean requests of credit had five of 34 refused.
+    shape = SHAPE._replace(prefill_tokens_per_s=600.0, step_tokens=24, ttft_s=3.0)
+    scenario = flood(4.0, 0.8, 22.0)
+    found = simulate(scenario, shape, coming_of(scenario, shape, 6.85, 0), 0)
+    assert found["beside a flood"]["calm"]["refused"] == 0
+    assert found["slowdown"]["to_a_fair_one"] <= 1.2
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_overload_on_a_real_application(capsys: pytest.CaptureFixture[str]) -> None:
