@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.cli.yaml_file import read_yaml
 from app.config import (
     ANCHOR,
     INGRESS,
@@ -156,7 +156,7 @@ def load_config(path: Path) -> LoadedConfig:
         ConfigError: the file cannot be read, is no YAML, or has an unknown or wrong key.
         ModelLoadError: a model's source does not exist.
     """
-    raw = _read_yaml(path)
+    raw = read_yaml(path)
     try:
         config = _ServeConfig.model_validate(raw)
     except ValidationError as error:
@@ -292,22 +292,6 @@ def check_port_is_free(host: str, port: int, remedy: str = "change http_options.
             raise ConfigError(
                 f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it or {remedy}"
             ) from None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file") from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" in line {where.line + 1}" if where is not None else ""
-        raise ConfigError(f"{path}: no valid YAML{line}: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: must hold a mapping with 'applications'")
-    return raw
 
 
 def _check_source(model: ModelArgs) -> None:
