@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
+import time
+from collections.abc import Callable
 from typing import Any
 
 from ray.serve.config import AutoscalingContext
@@ -29,10 +31,12 @@ class ReplicaSizingPolicy:
     """An autoscaling policy of Serve's over a Sizer. One a deployment.
 
     Args:
+        clock: seconds that only go forward. Serve's context has the time of day, which is set back and forth.
         rules: fields of SizingRules.
     """
 
-    def __init__(self, **rules: Any) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, **rules: Any) -> None:
+        self._clock = clock
         self._sizer = Sizer(SizingRules(**rules))
         self._logged: int | None = None
         self._counter = DecisionCounter()
@@ -49,7 +53,8 @@ class ReplicaSizingPolicy:
         target = context.target_num_replicas
         name = (context.app_name or "", context.deployment_name)
         self._counter.begin(*name)
-        decision = self._sizer.decide(observation(context, self._starts_that_failed(context)))
+        now_s = self._clock()
+        decision = self._sizer.decide(observation(context, now_s, self._starts_that_failed(context, now_s)))
         if decision.num_replicas != target and decision.num_replicas != self._logged:
             direction = "up" if decision.num_replicas > target else "down"
             logger.info(
@@ -75,16 +80,15 @@ class ReplicaSizingPolicy:
         self._logged = None if decision.num_replicas == target else decision.num_replicas
         return decision.num_replicas, {}
 
-    def _starts_that_failed(self, context: AutoscalingContext) -> int:
+    def _starts_that_failed(self, context: AutoscalingContext, now_s: float) -> int:
         """Ever; looked up while no replica runs."""
-        now_s = context.current_time or 0.0
-        if not context.current_num_replicas and not 0.0 <= now_s - self._asked_s < _FAILURES_INTERVAL_S:
+        if not context.current_num_replicas and now_s - self._asked_s >= _FAILURES_INTERVAL_S:
             self._asked_s = now_s
             self._failed_starts = read_start_failures(context.app_name or "", context.deployment_name).number
         return self._failed_starts
 
 
-def observation(context: AutoscalingContext, failed_starts: int = 0) -> Observation:
+def observation(context: AutoscalingContext, now_s: float, failed_starts: int = 0) -> Observation:
     """What Serve has collected, as sizing takes it."""
     by_replica: dict[str, dict[str, float]] = {}
     for name, series_of in (context.raw_metrics or {}).items():
@@ -92,7 +96,7 @@ def observation(context: AutoscalingContext, failed_starts: int = 0) -> Observat
             if series:
                 by_replica.setdefault(replica_id.unique_id, {})[name] = series[-1].value
     return Observation(
-        now_s=context.current_time or 0.0,
+        now_s=now_s,
         target=context.target_num_replicas,
         num_running=context.current_num_replicas,
         reports={replica_id: ReplicaReport.of(numbers) for replica_id, numbers in by_replica.items()},

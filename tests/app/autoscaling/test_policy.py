@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,16 @@ from tests.app.autoscaling.test_decision_counts import ControlStore
 
 DEPLOYMENT = DeploymentID("engine-m", "app")
 ARGS = ScalingArgs(min_replicas=0, max_replicas=4, idle_to_zero_s=30.0, upscale_delay_s=0.0, downscale_delay_s=5.0)
+
+
+class Clock:
+    """A policy's, which its calls are given one by one."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 def context(now_s: float, target: int, *reports: ReplicaReport, requests: float = 0.0) -> AutoscalingContext:
@@ -50,7 +61,8 @@ def context(now_s: float, target: int, *reports: ReplicaReport, requests: float 
         policy_state={},
         last_scale_up_time=None,
         last_scale_down_time=None,
-        current_time=now_s,
+        # The time of day, which no delay may go by.
+        current_time=1e9 - now_s,
         config=None,
     )
 
@@ -66,29 +78,37 @@ def report(requests: float, waiting_tokens: float = 0.0) -> ReplicaReport:
     )
 
 
-def policy_as_serve_has_it() -> ReplicaSizingPolicy:
-    config = autoscaling_config(ARGS).policy
-    made = config.get_policy()(**config.policy_kwargs)
-    assert isinstance(made, ReplicaSizingPolicy)
-    return made
+class PolicyAsServeHasIt:
+    """Called at times that the test says."""
+
+    def __init__(self) -> None:
+        config = autoscaling_config(ARGS).policy
+        self._clock = Clock()
+        made = config.get_policy()(clock=self._clock, **config.policy_kwargs)
+        assert isinstance(made, ReplicaSizingPolicy)
+        self._policy = made
+
+    def __call__(self, now_s: float, target: int, *reports: ReplicaReport) -> tuple[int, dict[str, Any]]:
+        self._clock.now_s = now_s
+        return self._policy(context(now_s, target, *reports))
 
 
 def test_the_latest_exports_of_each_replica_are_seen() -> None:
-    seen = observation(context(7.0, 3, report(1.0), report(2.0, 30.0), requests=1.5))
+    seen = observation(context(7.0, 3, report(1.0), report(2.0, 30.0), requests=1.5), 7.0)
     assert seen.reports == {"r0": report(1.0), "r1": report(2.0, 30.0)}
     assert (seen.now_s, seen.target, seen.num_running, seen.open_requests) == (7.0, 3, 2, 1.5)
 
 
 def test_serve_gets_a_number_and_the_log_one_line_a_decision(caplog: pytest.LogCaptureFixture) -> None:
-    policy = policy_as_serve_has_it()
+    policy = PolicyAsServeHasIt()
     # Serve's logger does not propagate once Serve has set it up.
     logging.getLogger("ray.serve").addHandler(caplog.handler)
     try:
         with caplog.at_level(logging.INFO, "ray.serve"):
             for tick in range(20):
-                assert policy(context(100.0 + tick / 10, 1, report(tick))) == (1, {})
+                assert policy(100.0 + tick / 10, 1, report(tick)) == (1, {})
             for tick in range(20, 24):
-                number, _ = policy(context(100.0 + tick / 10, 1, report(tick, 1e6)))
+                number, _ = policy(100.0 + tick / 10, 1, report(tick, 1e6))
     finally:
         logging.getLogger("ray.serve").removeHandler(caplog.handler)
     assert number == 4
@@ -98,10 +118,10 @@ def test_serve_gets_a_number_and_the_log_one_line_a_decision(caplog: pytest.LogC
 
 
 def test_an_idle_model_is_let_go_and_its_first_replica_is_left_to_serve() -> None:
-    policy = policy_as_serve_has_it()
-    numbers = [policy(context(100.0 + second, 1, report(3.0)))[0] for second in range(40)]
+    policy = PolicyAsServeHasIt()
+    numbers = [policy(100.0 + second, 1, report(3.0))[0] for second in range(40)]
     assert (numbers[0], numbers[29], numbers[-1]) == (1, 1, 0)
-    assert policy(context(150.0, 0))[0] == 0
+    assert policy(150.0, 0)[0] == 0
 
 
 def test_failed_starts_are_looked_up_while_no_replica_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,11 +136,11 @@ def test_failed_starts_are_looked_up_while_no_replica_runs(monkeypatch: pytest.M
             return super().internal_kv_get(key, namespace)
 
     monkeypatch.setattr(internal_kv, "global_gcs_client", Store())
-    policy = ReplicaSizingPolicy(min_replicas=0, max_replicas=4, idle_to_zero_s=30.0)
-    policy(context(100.0, 0))
+    policy = PolicyAsServeHasIt()
+    policy(100.0, 0)
     for tick in range(20):
-        policy(context(100.5 + tick / 10, 1, report(1.0)))
+        policy(100.5 + tick / 10, 1, report(1.0))
     assert asked == 1
-    numbers = [policy(context(103.0 + tick / 10, 1))[0] for tick in range(70)]
+    numbers = [policy(103.0 + tick / 10, 1)[0] for tick in range(70)]
     assert asked == 8, "once a second"
     assert (numbers[0], numbers[-1]) == (1, 0)
