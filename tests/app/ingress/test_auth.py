@@ -24,5 +24,9 @@ def test_a_keys_tenant_is_made_from_its_digest() -> None:
         keys.check(request("sk-three"))
 
 
+def test_a_key_beyond_ascii_is_known() -> None:
+    assert ApiKeys(["sk-schlüssel-鍵"]).check(request("sk-schlüssel-鍵")).startswith("key-")
+
+
 def test_where_no_keys_are_asked_for_a_made_up_one_is_no_tenant_of_its_own() -> None:
     assert ApiKeys().check(request("sk-made-up")) == ApiKeys().check(request()) == ANONYMOUS
