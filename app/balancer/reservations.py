@@ -60,6 +60,8 @@ class Reservations:
         self.attendance = 1.0
         # By tenant, how far what is promised reaches.
         self._promised_until: dict[str, float] = {}
+        # When to look at each of them again: what is promised may reach further by then.
+        self._reaches: list[tuple[float, str]] = []
         self._promises: dict[int, list[_Promise]] = {}
         self._num_promises = 0
         self._num_made = 0
@@ -82,13 +84,20 @@ class Reservations:
             rate: replica-seconds of work that are served a second.
         """
         self.advance(now)
-        until = max(self._promised_until.pop(tenant, now), now + earliest_s)
-        for other in [name for name, reaches in self._promised_until.items() if reaches <= now]:
-            del self._promised_until[other]
-        num_tenants = len(self._promised_until) + 1
+        until = max(self._promised_until.get(tenant, now), now + earliest_s)
+        while self._reaches and self._reaches[0][0] <= now:
+            other = heappop(self._reaches)[1]
+            if self._promised_until[other] <= now:
+                del self._promised_until[other]
+            else:
+                heappush(self._reaches, (self._promised_until[other], other))
+        is_new = tenant not in self._promised_until
+        num_tenants = len(self._promised_until) + is_new
         until += max(self.attendance, _LEAST_ATTENDANCE) * work_s * num_tenants / (rate * SHARE)
         after_s = min(max(math.ceil(until - now), 1), MAX_RETRY_AFTER_S)
         self._promised_until[tenant] = min(until, now + MAX_RETRY_AFTER_S)
+        if is_new:
+            heappush(self._reaches, (self._promised_until[tenant], tenant))
         if fingerprint and self._num_promises < MAX_PROMISES:
             due_at = now + after_s
             promise = _Promise(fingerprint, tenant, due_at, due_at + _LATE_S + _LATE_SHARE * after_s, work_s)

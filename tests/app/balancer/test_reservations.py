@@ -92,3 +92,17 @@ def test_a_tenant_is_not_told_to_come_after_all_of_a_flood() -> None:
     assert book.due_work_s("flood", 0.0, 600.0) > 100.0
     assert book.due_work_s("calm", 0.0, 600.0) == 2.0
     assert book.due_work_s("other", 0.0, 600.0) == 0.0
+
+
+def test_a_tenant_whose_times_have_passed_takes_no_share() -> None:
+    told = {}
+    for num_others, now in ((0, 0.0), (50, 0.0), (50, 500.0)):
+        book = Reservations()
+        for other in range(num_others):
+            # Twice, so that what is promised to it reaches further than at first.
+            assert book.promise(2 * other + 1, f"t{other}", 0.0, 1.0, 1.0, 1.0) < 250
+            assert book.promise(2 * other + 2, f"t{other}", 0.0, 1.0, 1.0, 1.0) < 500
+        told[num_others, now] = book.promise(10_000, "honest", now, 1.0, 1.0, 1.0)
+    assert told[50, 0.0] > 10 * told[0, 0.0]
+    # Fewer are expected, too: none of them has come.
+    assert told[50, 500.0] <= told[0, 0.0]
