@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from app.cli.config_file import LoadedConfig, check_ports_are_free
+from app.cli.omitting import lines_omitted
 from app.cli.processes import descendants, terminate
 from app.cli.progress import DeploymentFailedError, StartupView, follow_startup, reason
 from app.cli.ray_environment import apply_environment
@@ -29,6 +30,8 @@ OBJECT_STORE_BYTES = 200 << 20
 # Ray starts this many idle workers at once, so little more than what is needed: controller, proxy, build, replicas.
 MIN_LOGICAL_CPUS = 4
 PROXY_TIMEOUT_S = 60.0
+# Serve's controller ends itself while it is asked to: the raylet tells of a task that failed.
+_EXPECTED_AT_THE_END = "Task ServeController.graceful_shutdown failed"
 
 
 def serve_until_stopped(config: LoadedConfig, *, dashboard: bool, logs: bool) -> None:
@@ -155,9 +158,10 @@ def _shut_down() -> None:
 
     # HAProxy outlives the actor that started it, and keeps its ports.
     proxies = descendants("haproxy")
-    if ray.is_initialized():
-        serve.shutdown()  # type: ignore[no-untyped-call]
-    ray.shutdown()
+    with lines_omitted(_EXPECTED_AT_THE_END):
+        if ray.is_initialized():
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
     terminate(proxies)
 
 
