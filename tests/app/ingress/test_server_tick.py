@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from email.utils import parsedate_to_datetime
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 from starlette.applications import Starlette
@@ -42,7 +42,7 @@ async def test_a_server_dates_its_answers_and_exits_when_told() -> None:
         while not server.started or len(ticks) < 3:  # noqa: ASYNC110 - it tells nobody
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        async with httpx.AsyncClient() as client:
+        async with httpx2.AsyncClient() as client:
             answer = await client.get(f"http://127.0.0.1:{port}/nowhere")
         assert answer.status_code == 404
         assert parsedate_to_datetime(answer.headers["date"]).year >= 2026

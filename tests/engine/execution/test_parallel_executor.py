@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -222,24 +224,27 @@ def test_a_rank_that_never_joins_is_named_with_the_reason() -> None:
         ParallelExecutor.start("model", config, 32, SummingWorker, WorkerProcesses("no.such.module"))
 
 
+def drive(folder: str) -> None:
+    """Runs in another process: a driver that has taken a step, written its rank's id, and goes on."""
+    with executor(folder) as (parallel, launcher):
+        parallel.execute(step(1))
+        (Path(folder) / "new").write_text(str(launcher.pid(1)))
+        (Path(folder) / "new").rename(Path(folder) / "pid")
+        time.sleep(120.0)
+
+
 def test_ranks_end_with_a_killed_driver(tmp_path: Path) -> None:
     """Whatever ends rank 0's process breaks the lines, and that ends the others."""
-    child = os.fork()
-    if child == 0:
-        try:
-            with executor(str(tmp_path)) as (parallel, launcher):
-                parallel.execute(step(1))
-                (tmp_path / "pid").write_text(str(launcher.pid(1)))
-                time.sleep(60.0)
-        finally:
-            os._exit(1)
+    # Not forked: a lock that another thread of this process holds would be held there for ever.
+    child = subprocess.Popen([sys.executable, "-c", f"from {__name__} import drive; drive({str(tmp_path)!r})"])
     deadline = time.monotonic() + 60.0
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+    while not (tmp_path / "pid").exists():
+        assert child.poll() is None, "the driver has failed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
     rank = int((tmp_path / "pid").read_text())
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    child.kill()
+    child.wait()
     while Path(f"/proc/{rank}").exists():
         assert time.monotonic() < deadline, "the rank outlives its driver"
         time.sleep(0.05)
