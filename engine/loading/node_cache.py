@@ -120,7 +120,8 @@ def make_once(path: Path, write: Callable[[BinaryIO], object]) -> CachedFile:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
+            with _room():  # who counts the files meanwhile could see neither name
+                partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -144,12 +145,20 @@ def reserve(fd: int, ranges: list[range]) -> None:
         OSError: the disk is full.
     """
     num_bytes = sum(map(len, ranges))
-    folder = cache_folder()
-    with locked(folder / "room.lock"):
+    with _room():
         limit = cache_limit()
-        free_up(folder, limit - num_bytes, num_bytes, limit)
+        free_up(cache_folder(), limit - num_bytes, num_bytes, limit)
         for part in ranges:
             _allocate(fd, part)
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Hold what the cache takes still: nobody else reserves, evicts or renames."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "room.lock"):
+        yield
 
 
 def free_up(folder: Path, target: int, wanted: int, limit: int) -> None:
