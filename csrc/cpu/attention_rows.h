@@ -74,6 +74,10 @@ inline void score_rows(const float* queries, int64_t dim, const float* keys, int
 // A tile's blocks at most: no kernel takes smaller ones in place.
 using TilePrefetch = Prefetch<kTile / 8>;
 
+// Lines asked for with each value of a tile of keys, and each token of its values: with wider vectors a tile is passed over
+// in fewer steps.
+constexpr int kLinesAStep = kWidth == 16 ? 2 : 1;
+
 template <int Rows, int Vectors, typename V>
 inline void value_block(const float* weights, const V* const* values, int num_tokens, int64_t d, float* acc, int64_t dim,
                         TilePrefetch* next) {
@@ -82,7 +86,7 @@ inline void value_block(const float* weights, const V* const* values, int num_to
         for (int j = 0; j < Vectors; ++j) sums[r][j] = Vec::load(acc + r * dim + d + j * kWidth);
     }
     for (int t = 0; t < num_tokens; ++t) {
-        next->ask();
+        next->ask(kLinesAStep);
         add_outer(
             sums, [&](int r) { return Vec::set1(weights[r * kTile + t]); },
             [&](int j) { return Vec::load(values[t] + d + j * kWidth); });

@@ -125,7 +125,7 @@ void score_in_place(const float* queries, int64_t dim, int64_t head_dim, const C
         for (int j = 0; j < Vectors; ++j) sums[r][j] = Vec::set1(0.0f);
     }
     for (int64_t d = 0; d < head_dim; d += kStep) {
-        for (int i = 0; i < kStep; ++i) next->ask();
+        next->ask(kStep * kLinesAStep);
         for (int i = 0; i < kStep; ++i) {
             add_outer(
                 sums, [&](int r) { return Vec::set1(queries[r * dim + d + i]); },

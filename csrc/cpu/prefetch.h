@@ -18,12 +18,13 @@ public:
         if (num_parts_ < kMaxParts) parts_[num_parts_++] = part;
     }
 
-    // Ask for the next line of the parts, until there are none.
-    void ask() {
-        if (part_ == num_parts_) return;
-        __builtin_prefetch(parts_[part_] + at_, 0, 2);
-        at_ += kCacheLine;
-        if (at_ >= part_bytes_) at_ = 0, ++part_;
+    // Ask for the next lines of the parts, until there are none.
+    void ask(int lines) {
+        for (int i = 0; i < lines && part_ < num_parts_; ++i) {
+            __builtin_prefetch(parts_[part_] + at_, 0, 2);
+            at_ += kCacheLine;
+            if (at_ >= part_bytes_) at_ = 0, ++part_;
+        }
     }
 
 private:

@@ -6,9 +6,9 @@
 // sleep on a condition variable.
 //
 // A core that another process keeps busy is a helper's for one scheduler slice of some milliseconds, and then the other's
-// for as long, while the caller waits for the item that the helper holds. So once that was seen twice in a short time,
-// helpers are only called for less than a slice at a time and then left asleep (Turns): they wake to a fresh slice, and
-// are not cut off in it.
+// for as long, while the caller waits for the item that the helper holds. So once helpers have lost a third of the time for a
+// while, they are only called for less than a slice at a time and then left asleep (Turns): they wake to a fresh slice, and
+// are not cut off in it. A server's other processes take a core for a millisecond or two a step, which is not that.
 #include "thread_pool.h"
 
 #include <pthread.h>
@@ -53,14 +53,15 @@ public:
         running_ = running();
     }
 
-    // Whether the job begun at `began`, or those before it, lost much. The clock of a thread's own time is a slow one, so
-    // jobs too short to have lost much are not looked at.
-    bool was_cut_off(Clock::time_point began) {
-        if (Clock::now() - began < kMuch) return false;
+    // What the job begun at `began` and those before it have lost since this was last looked at. The clock of a thread's own
+    // time is a slow one, so jobs too short to have lost much do not look; nothing then.
+    Clock::duration count(Clock::time_point began) {
+        if (Clock::now() - began < kMuch) return {};
         const Clock::time_point wall = wall_;
         const Clock::duration running = running_;
         restart();
-        return (wall_ - wall) - (running_ - running) > kMuch;
+        const Clock::duration lost = (wall_ - wall) - (running_ - running);
+        return lost > kMuch ? lost : Clock::duration{};
     }
 
 private:
@@ -83,23 +84,26 @@ public:
         return now >= contended_until_ || (now - contended_since_) % (kWork + kRest) >= kRest;
     }
 
-    // A helper was cut off in an item, and the caller has waited for it.
-    void cut_off(Clock::time_point now) {
-        // Once is chance: a kernel thread ran. Another process comes back with its next slice.
-        if (now - cut_off_ < kAgain) {
-            contended_since_ = now;
-            contended_until_ = now + kContended;
-        }
-        cut_off_ = now;
+    // A helper lost this time to another process, and the caller has waited for it.
+    void cut_off(Clock::time_point now, Clock::duration lost) {
+        // What is lost now and then runs off; what a rival takes, half of a core, does not.
+        if (now > running_off_) lost_ -= lost_ < (now - running_off_) / 3 ? lost_ : (now - running_off_) / 3;
+        running_off_ = now;
+        lost_ += lost;
+        if (lost_ < kRival) return;
+        lost_ = kRival;  // and as much when it is looked for again
+        if (now >= contended_until_) contended_since_ = now;
+        running_off_ = contended_until_ = now + kContended;
     }
 
 private:
     static constexpr std::chrono::microseconds kWork{1500};
     static constexpr std::chrono::microseconds kRest{2500};
     static constexpr std::chrono::milliseconds kContended{100};
-    static constexpr std::chrono::milliseconds kAgain{15};
+    static constexpr std::chrono::milliseconds kRival{7};
 
-    Clock::time_point cut_off_{}, contended_since_{}, contended_until_{};
+    Clock::duration lost_{};
+    Clock::time_point running_off_{}, contended_since_{}, contended_until_{};
 };
 
 int tickets_of(uint64_t state) { return static_cast<int>((state >> 16) & 0xffff); }
@@ -144,9 +148,16 @@ private:
             if (active_of(state_.load(std::memory_order_acquire)) == 0) return;
             pause();
         }
-        // A helper's item is a long one, or it was cut off in the middle of it.
-        while (active_of(state_.load(std::memory_order_acquire)) > 0) std::this_thread::yield();
-        if (cut_off_.exchange(false, std::memory_order_relaxed)) turns_.cut_off(Clock::now());
+        // A helper's item is a long one, or it was cut off in the middle of it. To yield would be to give up the slice, and
+        // since Linux 6.18 the right to it too.
+        {
+            std::unique_lock<std::mutex> lock(close_mutex_);
+            closing_.store(true);
+            while (active_of(state_.load()) > 0) closed_.wait(lock);
+            closing_.store(false, std::memory_order_relaxed);
+        }
+        const Clock::duration lost{lost_.exchange(0, std::memory_order_relaxed)};
+        if (lost > Clock::duration{}) turns_.cut_off(Clock::now(), lost);
     }
 
     // Helpers that there are, at most `wanted`; called under run_mutex_.
@@ -166,8 +177,13 @@ private:
             if (!state_.compare_exchange_strong(state, state - kTicket + kActive)) continue;
             const Clock::time_point began = Clock::now();
             work();
-            if (lost.was_cut_off(began)) cut_off_.store(true, std::memory_order_relaxed);
-            state_.fetch_sub(kActive, std::memory_order_release);
+            const Clock::duration cut_off = lost.count(began);
+            if (cut_off > Clock::duration{}) lost_.store(cut_off.count(), std::memory_order_relaxed);
+            // Either the caller is seen here to wait, or it sees that nobody is active before it does.
+            if (active_of(state_.fetch_sub(kActive)) == 1 && closing_.load()) {
+                std::lock_guard<std::mutex> lock(close_mutex_);
+                closed_.notify_one();
+            }
         }
     }
 
@@ -202,7 +218,11 @@ private:
     alignas(64) std::atomic<int64_t> next_item_{0};
     alignas(64) std::atomic<uint64_t> state_{0};
 
-    std::atomic<bool> cut_off_{false};  // a helper was, in the job in flight
+    std::atomic<Clock::rep> lost_{0};  // by a helper, in the job in flight and those before it
+
+    std::atomic<bool> closing_{false};  // the caller sleeps until no helper is active
+    std::mutex close_mutex_;
+    std::condition_variable closed_;
 
     std::atomic<int> sleepers_{0};
     std::mutex sleep_mutex_;
