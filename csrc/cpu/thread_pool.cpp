@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -87,8 +88,10 @@ public:
     // A helper lost this time to another process, and the caller has waited for it.
     void cut_off(Clock::time_point now, Clock::duration lost) {
         // What is lost now and then runs off; what a rival takes, half of a core, does not.
-        if (now > running_off_) lost_ -= lost_ < (now - running_off_) / 3 ? lost_ : (now - running_off_) / 3;
-        running_off_ = now;
+        if (now > running_off_) {
+            lost_ = std::max(lost_ - (now - running_off_) / 3, Clock::duration{});
+            running_off_ = now;
+        }
         lost_ += lost;
         if (lost_ < kRival) return;
         lost_ = kRival;  // and as much when it is looked for again
